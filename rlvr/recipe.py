@@ -1,0 +1,259 @@
+"""The recipe tree: every key that a recipe may hold, with its default, in one place.
+
+Frozen and strict. How YAML, `extends:` and `key=value` become this tree is in `config.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+Fraction = Field(ge=0.0, le=1.0)
+
+
+class Strict(BaseModel):
+    """Base of every node: unknown keys are errors, values never change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Plugin(BaseModel):
+    """A file of a catalogue folder (or `path.py:name`, `package.module:name`) with its options beside it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The plug-in's own keys, checked by the plug-in's own `Config`."""
+        return dict(self.model_extra or {})
+
+
+class Scratch(Strict):
+    """A small Qwen3 built from nothing, with a tokenizer trained on the recipe's data."""
+
+    layers: PositiveInt = 4
+    width: PositiveInt = 128
+    heads: PositiveInt = 4
+    kv_heads: PositiveInt = 2
+    mlp: PositiveInt = 384
+    max_len: PositiveInt = 512
+    tied: bool = True
+    tokenizer: Literal["char", "bpe"] = "char"
+    vocab: PositiveInt = 512  # of a bpe tokenizer
+
+
+class Model(Strict):
+    """`model: NAME` is short for `model: {path: NAME}`."""
+
+    path: str | None = None  # Hub name, folder, or a run of ours ("runs/NAME")
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+    scratch: Scratch | None = None
+
+
+class Prompt(Strict):
+    """How a task becomes token ids."""
+
+    system: str | None = None
+    template: str = "{prompt}"  # wraps the user's text
+    chat: bool = True  # apply the tokenizer's chat template where it has one
+    max_tokens: PositiveInt = 1024  # a longer prompt is an error when the data is loaded
+
+
+class Source(Plugin):
+    """One dataset card with its weight in the mixture."""
+
+    name: str
+    weight: PositiveFloat = 1.0
+
+
+class Data(Strict):
+    """`train: NAME` and `train: [NAME, ...]` are short for a list of `{name: NAME}`."""
+
+    train: tuple[Source, ...]
+    eval: tuple[Source, ...] = ()
+    path: str | None = None  # a local file for the (only) training source, instead of the Hub
+
+
+class Verifier(Plugin):
+    """`verifier: NAME` is short for `{name: NAME}`."""
+
+    name: str = "math"
+
+
+class SamplingConfig(Strict):
+    """How training responses are sampled."""
+
+    temperature: PositiveFloat = 1.0
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    top_k: int = -1
+    max_tokens: PositiveInt = 1024
+    stop: tuple[str, ...] = ()
+
+
+class Advantage(Strict):
+    """GRPO (2402.03300) with `std: true`, Dr.GRPO (2503.20783) with `std: false`."""
+
+    kind: Literal["grpo", "dr_grpo"] = "grpo"
+    std: bool | None = None  # None: what `kind` says
+    eps: PositiveFloat = 1e-6
+
+
+class Correction(Strict):
+    """Truncated importance sampling for the sampler/trainer gap: loss *= min(exp(old - behaviour), cap)."""
+
+    kind: Literal["tis", "none"] = "tis"
+    cap: PositiveFloat = 2.0
+
+
+class Objective(Strict):
+    """PPO clip with separate bounds; `dual: null` turns the dual clip off."""
+
+    kind: Literal["clip"] = "clip"
+    low: float = Field(0.2, ge=0.0, le=1.0)
+    high: NonNegativeFloat = 0.2
+    dual: float | None = Field(None, gt=1.0)
+    reduction: Literal["token", "sequence", "constant"] = "token"
+    constant: PositiveInt | None = None  # L of `reduction: constant` (default: sampling.max_tokens)
+    correction: Correction = Correction()
+
+
+class KL(Strict):
+    """KL to the reference model (the initial weights)."""
+
+    coef: NonNegativeFloat = 0.0
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    where: Literal["loss", "reward"] = "loss"
+
+
+class Overlong(Strict):
+    """What a truncated response gets (DAPO, 2503.14476). `shape` is the soft penalty, `mask` leaves it out of the loss."""
+
+    kind: Literal["none", "shape", "mask"] = "none"
+    buffer: PositiveInt = 1  # L_cache, tokens (shape)
+    factor: NonNegativeFloat = 1.0  # f (shape)
+
+
+class AddOnSpec(Plugin):
+    """One exploration add-on; its other keys are checked by the add-on's own Config."""
+
+    kind: str
+
+
+class Optimizer(Strict):
+    """AdamW; the learning rate is a pure function of the update index."""
+
+    lr: PositiveFloat = 1e-6
+    schedule: Literal["constant", "linear", "cosine", "one_cycle"] = "constant"
+    warmup: NonNegativeInt = 0  # updates
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    max_norm: PositiveFloat = 1.0
+
+
+class Evaluate(Strict):
+    """Held-out evaluation during training."""
+
+    every: NonNegativeInt = 0  # steps; 0: never
+    n: PositiveInt = 4  # samples a task
+    k: tuple[PositiveInt, ...] = (1, 4)
+    tasks: PositiveInt | None = None  # the first so many; null: all
+    temperature: NonNegativeFloat = 1.0
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    max_tokens: PositiveInt | None = None  # null: as in training
+
+
+class Checkpoint(Strict):
+    """When the run is saved. `start_from` begins a new run from another run's weights."""
+
+    every: NonNegativeInt = 10  # steps; 0: only at the end
+    keep: PositiveInt = 2
+    best: bool = True
+    start_from: str | None = None
+
+
+class Resources(Strict):
+    """Where things run. `samplers` counts replicas; a replica takes `tensor_parallel` devices."""
+
+    device: Literal["cpu", "gpu"] = "gpu"
+    trainers: PositiveInt = 1
+    samplers: PositiveInt = 1
+    tensor_parallel: PositiveInt = 1
+    colocate: bool = False
+    threads: PositiveInt = 1  # CPU threads of each trainer rank and each sampler
+    token_budget: PositiveInt = 16384  # padded tokens of one micro-batch
+    verifiers: PositiveInt = 2  # verifier processes
+    address: str | None = None  # a running Ray cluster
+
+
+class Limits(Strict):
+    """Every wait has a limit, in seconds."""
+
+    start: PositiveFloat = 600
+    group: PositiveFloat = 1800  # one group, sampling and scoring; then it is drawn again
+    push: PositiveFloat = 300
+    step: PositiveFloat = 3600
+    verify_cpu: PositiveFloat = 5  # CPU seconds of one verdict
+    verify_wall: PositiveFloat = 60  # an infrastructure error beyond
+
+
+class Track(Strict):
+    """Where metrics go besides `metrics.jsonl`."""
+
+    tensorboard: bool = True
+    wandb: str | None = None  # project
+
+
+class Recipe(Strict):
+    """A training run."""
+
+    run: str = "run"
+    seed: int = 0
+    steps: PositiveInt = 100
+    prompts: PositiveInt = 64
+    group: PositiveInt = 8
+    minibatches: PositiveInt = 1
+    epochs: PositiveInt = 1
+    max_lag: NonNegativeInt = 0
+    keep: Literal["informative", "all"] = "all"
+    max_draws: PositiveInt = 10  # groups drawn for one step, in multiples of `prompts`; beyond, the run stops
+    model: Model
+    data: Data
+    prompt: Prompt = Prompt()
+    verifier: Verifier = Verifier()
+    sampling: SamplingConfig = SamplingConfig()
+    advantage: Advantage = Advantage()
+    objective: Objective = Objective()
+    kl: KL = KL()
+    overlong: Overlong = Overlong()
+    explore: tuple[AddOnSpec, ...] = ()
+    optimizer: Optimizer = Optimizer()
+    evaluate: Evaluate = Evaluate()
+    checkpoint: Checkpoint = Checkpoint()
+    resources: Resources = Resources()
+    limits: Limits = Limits()
+    track: Track = Track()
+    vllm: dict[str, Any] = Field(default_factory=dict)  # verbatim
+    deepspeed: dict[str, Any] = Field(default_factory=dict)  # verbatim
+
+
+class SftRecipe(Strict):
+    """Supervised fine-tuning on the demonstrations of the training tasks."""
+
+    run: str = "sft"
+    seed: int = 0
+    steps: PositiveInt = 600
+    rows: PositiveInt = 64  # demonstrations a step
+    model: Model
+    data: Data
+    prompt: Prompt = Prompt()
+    optimizer: Optimizer = Optimizer(lr=1e-5)
+    checkpoint: Checkpoint = Checkpoint(every=0)
+    resources: Resources = Resources()
+    limits: Limits = Limits()
+    track: Track = Track()
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
