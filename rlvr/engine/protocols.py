@@ -46,6 +46,14 @@ class Policy(Protocol):
         """Read what `save` wrote."""
         ...
 
+    async def perturb(self, *, scale: float, seed: int) -> None:
+        """Add seeded noise to the served weights (the optimizer's state is not touched); `unperturb` undoes it exactly."""
+        ...
+
+    async def unperturb(self) -> None:
+        """Restore the weights bit for bit."""
+        ...
+
     async def export(self, path: Path) -> None:
         """Write a Hugging Face folder (safetensors, config; not the tokenizer)."""
         ...
