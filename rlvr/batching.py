@@ -1,0 +1,109 @@
+"""From groups to training rows, updates and micro-batches; every split is deterministic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rlvr.types import F32, Group, Row, TokenBatch, Trajectory
+
+
+def collate(groups: Sequence[Group], *, mask_truncated: bool = False) -> tuple[Row, ...]:
+    """The rows of one step, in draw order then member order.
+
+    A row whose verdict is an error has weight 0 everywhere; so has a truncated one with `mask_truncated`
+    (DAPO's overlong filtering, 2503.14476).
+    """
+    rows = []
+    for group in groups:
+        advantages = group.advantages or tuple(np.zeros_like(t.weight) for t in group.trajectories)
+        for member, (t, ok, adv) in enumerate(zip(group.trajectories, group.valid, advantages, strict=True)):
+            dead = not ok or (mask_truncated and t.finish == "length")
+            rows.append(_row(f"{group.draw}/{member}", group.draw, t, adv, dead=dead))
+    return tuple(rows)
+
+
+def _row(key: str, draw: int, t: Trajectory, advantages: F32, *, dead: bool) -> Row:
+    return Row(
+        key=key,
+        group=draw,
+        tokens=t.tokens,
+        weight=np.zeros_like(t.weight) if dead else t.weight,
+        logprobs=t.logprobs,
+        version=t.version,
+        temperature=t.temperature,
+        advantages=advantages.astype(np.float32),
+        streams=t.streams,
+        sft_weight=None if t.sft_weight is None else (np.zeros_like(t.sft_weight) if dead else t.sft_weight),
+    )
+
+
+def row_table(groups: Sequence[Group]) -> list[tuple[int, ...]]:
+    """For each group position, the positions of its rows in `collate`'s output."""
+    out, start = [], 0
+    for group in groups:
+        out.append(tuple(range(start, start + len(group))))
+        start += len(group)
+    return out
+
+
+def split_updates(groups: int, *, minibatches: int, epochs: int, seed: int) -> list[list[int]]:
+    """Group positions of each update of a step: whole groups, a fresh seeded order each epoch.
+
+    With `minibatches` 1 the order is kept. Sizes differ by at most one group.
+    """
+    updates = []
+    for epoch in range(epochs):
+        order = np.arange(groups)
+        if minibatches > 1:
+            order = np.random.default_rng([seed, epoch]).permutation(groups)
+        updates += [sorted(int(i) for i in part) for part in np.array_split(order, minibatches) if len(part)]
+    return updates
+
+
+def micro_batches(
+    lengths: Sequence[int], *, ranks: int, token_budget: int
+) -> list[list[tuple[int, ...]]]:
+    """Positions of the rows of each micro-batch of each rank: `[rank][micro]`.
+
+    Rows of similar length share a micro-batch of at most `token_budget` padded tokens (one row may exceed it
+    alone). Every rank gets the same number (ZeRO-3 ranks run in lockstep) and about the same padded tokens;
+    an empty tuple is a filler, needed only with fewer rows than ranks.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    micros: list[list[int]] = []
+    for i in order:
+        if micros and (len(micros[-1]) + 1) * lengths[micros[-1][0]] <= token_budget:
+            micros[-1].append(i)
+        else:
+            micros.append([i])
+
+    def cost(micro: Sequence[int]) -> int:
+        return len(micro) * max((lengths[i] for i in micro), default=0)
+
+    while len(micros) % ranks:
+        widest = max((m for m in micros if len(m) > 1), key=cost, default=None)
+        if widest is None:
+            micros.append([])
+            continue
+        micros.remove(widest)
+        middle = len(widest) // 2
+        micros += [widest[:middle], widest[middle:]]
+
+    per_rank = len(micros) // ranks
+    shares: list[list[tuple[int, ...]]] = [[] for _ in range(ranks)]
+    load = [0] * ranks
+    for micro in sorted(micros, key=lambda m: (-cost(m), m)):
+        rank = min((r for r in range(ranks) if len(shares[r]) < per_rank), key=lambda r: (load[r], r))
+        shares[rank].append(tuple(micro))
+        load[rank] += cost(micro)
+    return shares
+
+
+def token_batch(rows: tuple[Row, ...], index: Sequence[int], *, scale: F32) -> TokenBatch:
+    """One update's rows with their global scales; the supervised channel is a token mean of its own."""
+    sft = np.array([0.0 if rows[i].sft_weight is None else float(np.sum(rows[i].sft_weight)) for i in index])
+    total = sft.sum()
+    sft_scale = np.full(len(index), 1.0 / total if total > 0 else 0.0, dtype=np.float32)
+    return TokenBatch(rows=rows, index=tuple(index), scale=scale.astype(np.float32), sft_scale=sft_scale)
