@@ -1,0 +1,144 @@
+"""The policy loss of one micro-batch, token by token: surrogate, correction, KL, then the add-ons.
+
+    view = guard(view)                                        # optional: both functions below guard themselves
+    loss, metrics = token_losses(view, objective, kl)
+    loss = compose(view, loss, addons, knobs=plan.knobs, marks=marks)
+    scaled_sum(loss, weight=view.weight, scale=scale).backward()
+    totals = sums(metrics, view.mask)                         # add these over micro-batches and ranks ...
+    report = means(totals)                                    # ... then divide once
+
+Totals whose name ends in `_max` are merged by maximum, all others by sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rlvr.objectives.importance import tis
+from rlvr.objectives.kl import kl_penalty
+from rlvr.objectives.surrogates import Clipped, clip_loss
+from rlvr.objectives.view import TokenView
+from rlvr.recipe import KL, Objective
+
+COUNTS = frozenset({"nonfinite_tokens", "tokens"})  # reported as totals, not as means over tokens
+
+
+class LossTerm(Protocol):
+    """What the loss needs of an add-on."""
+
+    name: str
+
+    def token_loss(self, view: TokenView, loss: Tensor) -> Tensor:
+        """[B,T] in, [B,T] out."""
+        ...
+
+
+def token_losses(view: TokenView, objective: Objective, kl: KL) -> tuple[Tensor, dict[str, Tensor]]:
+    """Per-token loss [B,T] (weight and scale not applied) and detached per-token metrics [B,T] each.
+
+    l = w * surrogate + coef * KL, with w the detached correction (1 when `correction.kind` is "none"): the KL
+    is a property of the current policy and is not reweighted. Where a token is not trained on, or has a value
+    that is not finite, l is 0 (see `guard`).
+    Raises ValueError when a KL in the loss has no `view.ref_logp`, or is estimated by k1.
+    """
+    clean = guard(view)
+    clipped = clip_loss(
+        clean.logp, clean.old_logp, clean.advantages, low=objective.low, high=objective.high, dual=objective.dual
+    )
+    loss, metrics = clipped.loss, _metrics(clean, clipped)
+    metrics["nonfinite_tokens"] = view.mask - clean.mask
+    if objective.correction.kind == "tis":
+        cap = objective.correction.cap
+        weight = tis(clean.old_logp, clean.behaviour_logp, clean.known, cap=cap)
+        loss = weight * loss
+        metrics |= {"correction": weight, "correction_truncated": (weight >= cap).to(weight.dtype)}
+    if kl.coef > 0 and kl.where == "loss":
+        loss = loss + kl.coef * _kl_in_loss(clean, kl)
+    return _only(loss, clean), metrics
+
+
+def compose(
+    view: TokenView,
+    loss: Tensor,
+    addons: Sequence[LossTerm],
+    *,
+    knobs: Mapping[str, Mapping[str, float]],
+    marks: Mapping[str, Tensor],
+) -> Tensor:
+    """`loss` [B,T] through every add-on's `token_loss` in order, each with its own knobs and mark ([B,T]), by name.
+
+    Later add-ons act on what earlier ones returned.
+    """
+    clean = guard(view)
+    for addon in addons:
+        own = replace(clean, knobs=knobs.get(addon.name, {}), mark=marks.get(addon.name))
+        loss = addon.token_loss(own, loss)
+    return _only(loss, clean)
+
+
+def guard(view: TokenView) -> TokenView:
+    """The view with weight 0, and 0 for every value, at tokens that are not trained on or not finite.
+
+    So whatever stands in padding, and a log-prob of -inf or NaN in one row, adds nothing to loss or gradient.
+    """
+    tensors = {"logp": view.logp, "old_logp": view.old_logp, "behaviour_logp": view.behaviour_logp}
+    tensors |= {"advantages": view.advantages, "weight": view.weight}
+    if view.ref_logp is not None:
+        tensors["ref_logp"] = view.ref_logp
+    keep = view.weight != 0
+    for value in (*tensors.values(), *view.streams.values()):
+        keep = keep & value.detach().isfinite()
+
+    def kept(value: Tensor) -> Tensor:
+        return torch.where(keep, value, torch.zeros_like(value))
+
+    streams = {name: kept(value) for name, value in view.streams.items()}
+    return replace(view, **{name: kept(value) for name, value in tensors.items()}, streams=streams)
+
+
+def sums(metrics: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+    """Scalar totals of per-token metrics over `mask` [B,T], and "tokens"; maxima for names in `_max`."""
+    totals = {"tokens": mask.sum()}
+    for name, value in metrics.items():
+        at = value * mask
+        totals[name] = at.max() if name.endswith("_max") else at.sum()
+    return totals
+
+
+def means(totals: Mapping[str, float]) -> dict[str, float]:
+    """Merged totals of an update -> reported numbers: counts and maxima as they are, all else per token."""
+    tokens = max(totals["tokens"], 1.0)
+    whole = {name for name in totals if name in COUNTS or name.endswith("_max")}
+    return {name: value if name in whole else value / tokens for name, value in totals.items()}
+
+
+def _kl_in_loss(view: TokenView, kl: KL) -> Tensor:
+    if view.ref_logp is None:
+        raise ValueError("kl.coef > 0 with where=loss needs the reference's log-probs: got a view without ref_logp")
+    if kl.estimator == "k1":
+        raise ValueError("kl.estimator k1 has a gradient of mean zero in the loss: use k2 or k3, or where=reward")
+    return kl_penalty(view.logp, view.ref_logp, estimator=kl.estimator)
+
+
+def _metrics(view: TokenView, clipped: Clipped) -> dict[str, Tensor]:
+    logp = view.logp.detach()
+    metrics = {
+        "clip_low": clipped.low,
+        "clip_high": clipped.high,
+        "clip_dual": clipped.dual,
+        "ratio": clipped.ratio,
+        "ratio_max": clipped.ratio,
+        "approx_kl": kl_penalty(view.old_logp, logp, estimator="k3"),
+    }
+    if view.ref_logp is not None:
+        metrics["ref_kl"] = kl_penalty(logp, view.ref_logp, estimator="k3")
+    return metrics
+
+
+def _only(loss: Tensor, view: TokenView) -> Tensor:
+    return torch.where(view.weight != 0, loss, torch.zeros_like(loss))

@@ -1,0 +1,47 @@
+"""Policy surrogates: per-token losses [B,T] to be minimised."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MAX_LOG_RATIO = 20.0
+
+
+def log_ratio(logp: Tensor, old_logp: Tensor) -> Tensor:
+    """`logp - old_logp`, clamped to [-20, 20] so that exp stays finite (no gradient beyond)."""
+    return (logp - old_logp).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+class Clipped(NamedTuple):
+    """A clipped surrogate and what its metrics need; all [B,T], all but `loss` detached."""
+
+    loss: Tensor
+    ratio: Tensor
+    low: Tensor  # 1 where the lower bound took the gradient away (A < 0)
+    high: Tensor  # 1 where the upper bound took the gradient away (A > 0)
+    dual: Tensor  # 1 where the dual bound took the gradient away (A < 0)
+
+
+def clip_loss(
+    logp: Tensor, old_logp: Tensor, advantages: Tensor, *, low: float, high: float, dual: float | None = None
+) -> Clipped:
+    """PPO clip with separate bounds, and the dual clip (1912.09729); r = exp(logp - old_logp).
+
+    l = max(-A r, -A clip(r, 1 - low, 1 + high)); with `dual` = c, where A < 0: l = min(l, -A c).
+    `low` = `high` is PPO, `high` > `low` is DAPO's clip-higher (2503.14476).
+    """
+    ratio = log_ratio(logp, old_logp).exp()
+    plain, bounded = -advantages * ratio, -advantages * ratio.clamp(1.0 - low, 1.0 + high)
+    loss = torch.maximum(plain, bounded)
+    negative = advantages < 0
+    at_dual = torch.zeros_like(negative)
+    if dual is not None:
+        ceiling = -advantages * dual
+        at_dual = negative & (loss > ceiling)
+        loss = torch.where(at_dual, ceiling, loss)
+    r = ratio.detach()
+    marks = (negative & (r < 1.0 - low), (advantages > 0) & (r > 1.0 + high), at_dual)
+    return Clipped(loss, r, *(mark.to(r.dtype) for mark in marks))
