@@ -1,0 +1,40 @@
+"""Random picks without a generator: a number per (seed, row, token), whatever the order of rows or ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from rlvr.seeds import stable_seed
+from rlvr.types import F32, Bool
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def uniform(seed: int, key: str, length: int) -> npt.NDArray[np.float64]:
+    """Uniform numbers in [0, 1), one per token of the row `key`, [L].
+
+    The first `length` outputs of SplitMix64 (Steele et al., OOPSLA 2014) started at a hash of (seed, key): a
+    counter-based stream, so token t has the same number however long the row is.
+    """
+    with np.errstate(over="ignore"):
+        x = np.uint64(stable_seed(seed, key)) + np.arange(1, length + 1, dtype=np.uint64) * GOLDEN
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def random_subset(candidates: Sequence[Bool], *, keys: Sequence[str], k: int, seed: int) -> list[F32]:
+    """1.0 at `k` tokens picked uniformly without replacement among the `candidates` (bool [L] per row), else 0.0.
+
+    All of them when there are no more than `k`. `keys` name the rows and must be unique.
+    """
+    flat = np.concatenate([np.zeros(0, dtype=bool), *candidates])
+    lot = np.concatenate([np.zeros(0), *(uniform(seed, key, len(c)) for key, c in zip(keys, candidates, strict=True))])
+    places = np.flatnonzero(flat)
+    picked = np.zeros(len(flat), dtype=np.float32)
+    picked[places[np.argsort(lot[places], kind="stable")[:k]]] = 1.0
+    return np.split(picked, np.cumsum([len(c) for c in candidates])[:-1]) if len(candidates) else []
