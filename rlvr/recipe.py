@@ -130,7 +130,7 @@ class KL(Strict):
 
 
 class Overlong(Strict):
-    """What a truncated response gets (DAPO, 2503.14476). `shape` is the soft penalty, `mask` leaves it out of the loss."""
+    """What a truncated response gets (DAPO, 2503.14476): a soft penalty (`shape`), or no place in the loss (`mask`)."""
 
     kind: Literal["none", "shape", "mask"] = "none"
     buffer: PositiveInt = 1  # L_cache, tokens (shape)
