@@ -1,0 +1,165 @@
+"""Checkpoints: one atomic directory each, checked before it is trusted.
+
+`checkpoints/step-000040/` holds `policy/` (what the engine wrote), `state.json`, `buffer.pkl` (groups that wait
+to be trained on) and, written last, `manifest.json` with the size of every file and the sha256 of the small ones.
+It appears by one rename, so a kill leaves either all of it or a `.partial` that the next start removes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlvr.errors import CheckpointError
+
+FORMAT = 1
+HASH_LIMIT = 64 * 2**20  # bytes; larger files are checked by their size
+STATE, BUFFER, MANIFEST, POLICY = "state.json", "buffer.pkl", "manifest.json", "policy"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint as read: `state` is plain JSON, `buffer` what `Buffer.state_dict` gave."""
+
+    path: Path
+    step: int
+    state: Mapping[str, Any]
+    buffer: Mapping[str, Any]
+
+    @property
+    def policy(self) -> Path:
+        """The engine's part."""
+        return self.path / POLICY
+
+
+async def save(
+    folder: Path,
+    *,
+    step: int,
+    state: Mapping[str, Any],
+    buffer: Mapping[str, Any],
+    policy: Callable[[Path], Awaitable[None]],
+) -> Path:
+    """Write `folder/step-NNNNNN` and return it; an existing one of the same step is kept as it is.
+
+    Raises:
+        CheckpointError: the disk is full or refuses; older checkpoints are untouched.
+    """
+    target = folder / f"step-{step:06d}"
+    if target.exists():
+        return target
+    partial = folder / f".step-{step:06d}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / POLICY).mkdir(parents=True)
+        await policy(partial / POLICY)
+        (partial / STATE).write_text(json.dumps({"format": FORMAT, "step": step, **state}, indent=1), encoding="utf-8")
+        (partial / BUFFER).write_bytes(pickle.dumps(dict(buffer), protocol=5))
+        (partial / MANIFEST).write_text(json.dumps(_manifest(partial), indent=1), encoding="utf-8")
+        _sync_tree(partial)
+        os.rename(partial, target)
+        _sync(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot save {target}: {error.strerror or error}. Earlier checkpoints are untouched; free some space "
+            "(or lower `checkpoint.keep`) and give the same command again to resume from the last one."
+        ) from error
+    return target
+
+
+def load(path: Path) -> Saved:
+    """Read and check a checkpoint.
+
+    Raises:
+        CheckpointError: it is of another format, incomplete or damaged; the message names the file.
+    """
+    manifest = _json(path / MANIFEST)
+    for name, (size, digest) in manifest.items():
+        file = path / name
+        if not file.exists():
+            raise _damaged(path, f"{name} is missing")
+        if file.stat().st_size != size:
+            raise _damaged(path, f"{name} has {file.stat().st_size} bytes, expected {size}")
+        if digest and _digest(file) != digest:
+            raise _damaged(path, f"the sha256 of {name} is not the one in {MANIFEST}")
+    state = _json(path / STATE)
+    if state.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {state.get('format')}, this version of rlvr reads format {FORMAT}. "
+            "Resume it with the version that wrote it, or start a new run from its weights (`checkpoint.start_from`)."
+        )
+    buffer = pickle.loads((path / BUFFER).read_bytes())
+    return Saved(path=path, step=state["step"], state=state, buffer=buffer)
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps that have a checkpoint below `folder`, ascending."""
+    return sorted(int(p.name.removeprefix("step-")) for p in folder.glob("step-*") if p.is_dir())
+
+
+def newest(folder: Path) -> Path | None:
+    """The latest checkpoint, or None."""
+    found = steps(folder)
+    return folder / f"step-{found[-1]:06d}" if found else None
+
+
+def prune(folder: Path, *, keep: int, best: int | None) -> None:
+    """Remove all but the last `keep` checkpoints and the best one."""
+    for step in steps(folder)[:-keep]:
+        if step != best:
+            shutil.rmtree(folder / f"step-{step:06d}")
+
+
+def clean(folder: Path) -> None:
+    """Remove what an interrupted save left."""
+    for partial in folder.glob(".step-*.partial"):
+        shutil.rmtree(partial)
+
+
+def _manifest(root: Path) -> dict[str, tuple[int, str]]:
+    files = sorted(p for p in root.rglob("*") if p.is_file())
+    return {
+        str(p.relative_to(root)): (size := p.stat().st_size, _digest(p) if size <= HASH_LIMIT else "") for p in files
+    }
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise _damaged(path.parent, f"{path.name} is missing") from None
+    except ValueError as error:
+        raise _damaged(path.parent, f"{path.name} is not JSON ({error})") from None
+
+
+def _damaged(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint {path} is damaged: {what}. Remove this folder to resume from an earlier checkpoint of the run, "
+        "or to start it anew when there is none."
+    )
+
+
+def _sync_tree(root: Path) -> None:
+    for path in [*root.rglob("*"), root]:
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

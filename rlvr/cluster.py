@@ -1,0 +1,168 @@
+"""Ray: starting it, the two kinds of actors, and waiting for them with a limit.
+
+One node: loopback only, dashboard off. Several nodes: the launch scripts start the cluster with token
+authentication and give its address (`resources.address`, or RAY_ADDRESS).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from rlvr.errors import EngineError, RLVRError
+
+
+class ActorDied(EngineError):
+    """The process of an actor is gone."""
+
+
+@asynccontextmanager
+async def ray_session(*, address: str | None, cpus: int) -> AsyncIterator[None]:
+    """Connect to a cluster, or start one on this machine that ends with the block."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
+    own: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    address = address or os.environ.get("RAY_ADDRESS")
+    await asyncio.to_thread(
+        ray.init, address=address, log_to_driver=False, logging_level="ERROR", namespace="rlvr", **({} if address else own)
+    )
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(ray.shutdown)
+
+
+async def answer(ref: ray.ObjectRef, *, limit: float, what: str) -> Any:
+    """The value of a remote call, within `limit` seconds.
+
+    Raises:
+        ActorDied: the actor's process is gone.
+        EngineError: the limit has passed, or the call raised (errors meant for people pass unchanged).
+    """
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(ref.future()), limit)
+    except TimeoutError as error:
+        raise EngineError(
+            f"{what}: no answer within {limit:g} s. See the actor's log below the Ray session folder; "
+            "raise the matching key of `limits:` if the work is really that long."
+        ) from error
+    except RayTaskError as error:
+        raise plain(error, what) from error
+    except RayActorError as error:
+        raise ActorDied(f"{what}: the process is gone ({first_line(error)}).") from error
+
+
+def plain(error: RayTaskError, what: str) -> RLVRError:
+    """The error for people inside a remote one."""
+    cause = error.cause
+    if isinstance(cause, RLVRError):
+        return cause
+    if isinstance(cause, RayActorError):
+        return ActorDied(f"{what}: a process that it needs is gone ({first_line(cause)}).")
+    return EngineError(f"{what} failed: {type(cause).__name__}: {cause}\n{error}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@ray.remote
+class SamplerActor:
+    """One vLLM replica. The environment is set before vLLM (and OpenMP) is imported."""
+
+    def __init__(self, env: Mapping[str, str], spec: Mapping[str, Any]) -> None:
+        os.environ.update(env)
+        from rlvr.engine.vllm_sampler import VllmSampler
+
+        self.sampler = VllmSampler(**spec)
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """Await a method of the sampler."""
+        return await getattr(self.sampler, method)(*args)
+
+
+@ray.remote
+class RankActor:
+    """One DeepSpeed rank."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        os.environ.update(env)
+        self._table: tuple[str, Any] = ("", None)
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Address and a free port of this process's machine."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def start(self, spec: Any) -> None:
+        """Build model and optimizer; all ranks at once."""
+        from rlvr.engine.deepspeed_policy import RankPolicy
+
+        self.policy = RankPolicy(spec)
+
+    def connect(self, samplers: Sequence[Any], limit: float, side: Mapping[str, Any]) -> None:
+        """(Re)build the trainer's end of the weight transfer for these replicas."""
+        from rlvr.engine.weight_sync import TrainerSide
+
+        policy = self.policy
+        self.fanout = RayFanout(samplers, limit=limit)
+        self.side = TrainerSide(
+            policy.module, zero_stage=policy.zero_stage, rank=policy.rank, replicas=len(samplers), limit=limit, **side
+        )
+
+    def push(self, version: int) -> None:
+        """Send the weights to every replica (a collective of all ranks)."""
+        self.side.push(version, self.fanout)
+
+    def call(self, method: str, table: Sequence[ray.ObjectRef], *args: Any) -> Any:
+        """A method of the rank; a table of rows travels once and is kept until the next one."""
+        if not table:
+            return getattr(self.policy, method)(*args)
+        key = table[0].hex()
+        if self._table[0] != key:
+            self._table = (key, ray.get(table[0]))
+        return getattr(self.policy, method)(self._table[1], *args)
+
+
+class RayFanout:
+    """Calls a method on every sampler replica at once, from inside a rank."""
+
+    def __init__(self, samplers: Sequence[Any], *, limit: float) -> None:
+        self._samplers, self._limit = samplers, limit
+
+    def start(self, method: str, *args: Any) -> Callable[[], list[Any]]:
+        """Start the calls; the returned function waits for them.
+
+        Raises:
+            EngineError: a replica failed, died or exceeded the limit.
+        """
+        refs = [sampler.call.remote(method, *args) for sampler in self._samplers]
+
+        def wait() -> list[Any]:
+            answers = []
+            for replica, ref in enumerate(refs):
+                what = f"sampler replica {replica}, {method}"
+                try:
+                    answers.append(ray.get(ref, timeout=self._limit))
+                except GetTimeoutError as error:
+                    raise EngineError(
+                        f"{what}: no answer within {self._limit:g} s (`limits.push`). A weight transfer needs both "
+                        "sides; a sampler stuck in a long prefill or a lost network link stops it."
+                    ) from error
+                except RayTaskError as error:
+                    raise plain(error, what) from error
+                except RayActorError as error:
+                    raise ActorDied(f"{what}: the process is gone ({first_line(error)}).") from error
+            return answers
+
+        return wait

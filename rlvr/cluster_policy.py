@@ -1,0 +1,176 @@
+"""The trainer ranks as one `Policy`, and the weight sync from them to the samplers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from rlvr.batching import micro_batches
+from rlvr.cluster import ActorDied, answer
+from rlvr.cluster_samplers import SamplerPool
+from rlvr.engine.protocols import Which
+from rlvr.errors import EngineError
+from rlvr.types import Metrics, Plan, Row, Streams, TokenBatch
+
+
+class RayPolicy:
+    """Splits every call over the ranks. One lock orders all calls."""
+
+    def __init__(self, ranks: Sequence[Any], *, token_budget: int, limit: float, resume: str) -> None:
+        self._ranks, self._budget, self._limit, self._resume = list(ranks), token_budget, limit, resume
+        self.lock = asyncio.Lock()
+        self.settled = asyncio.Event()  # cleared between the first update of a step and its push
+        self.settled.set()
+        self.pool_to_sleep: SamplerPool | None = None  # colocation: who has the GPU when we do not
+        self._resident = True
+        self._table: tuple[tuple[Row, ...], Any] | None = None
+
+    async def start(self, specs: Sequence[Any], *, limit: float) -> None:
+        """Build every rank; they meet at rank 0's address."""
+        address, port = await answer(self._ranks[0].rendezvous.remote(), limit=limit, what="trainer rank 0")
+        specs = [replace(spec, master_addr=address, master_port=port) for spec in specs]
+        await self._all([r.start.remote(s) for r, s in zip(self._ranks, specs, strict=True)], "start", limit=limit)
+
+    async def measure(self, batch: TokenBatch, needs: Iterable[str], model: Which = "policy") -> Streams:
+        """Forward without gradient over all ranks; see `protocols.Policy`."""
+        async with self.lock:
+            shares = self._split(batch)
+            names = frozenset(needs)
+            parts = await self._call("measure", batch.rows, [(share, names, model) for share in shares])
+        merged = {row: streams for part in parts for row, streams in part.items()}
+        return [merged[row] for row in batch.index]
+
+    async def step(self, batch: TokenBatch, plan: Plan) -> Metrics:
+        """One optimizer update over all ranks; the metrics are already global."""
+        async with self.lock:
+            self.settled.clear()
+            scale = dict(zip(batch.index, batch.scale.tolist(), strict=True))
+            sft = dict(zip(batch.index, batch.sft_scale.tolist(), strict=True))
+            marks = {name: dict(zip(batch.index, rows, strict=True)) for name, rows in plan.marks.items()}
+            plan = replace(plan, marks=marks)
+            args = [(share, scale, sft, plan) for share in self._split(batch)]
+            return (await self._call("step", batch.rows, args))[0]
+
+    async def save(self, path: Path) -> None:
+        """Every rank writes its part below `path`."""
+        await self._every("save", str(path))
+
+    async def restore(self, path: Path) -> None:
+        """Inverse of `save`."""
+        await self._every("restore", str(path))
+
+    async def export(self, path: Path) -> None:
+        """Rank 0 writes a Hugging Face folder."""
+        await self._every("export", str(path))
+
+    async def perturb(self, *, scale: float, seed: int) -> None:
+        """See `protocols.Policy`."""
+        await self._every("perturb", scale, seed)
+
+    async def unperturb(self) -> None:
+        """See `protocols.Policy`."""
+        await self._every("unperturb")
+
+    async def connect(self, pool: SamplerPool, side: Mapping[str, Any], *, limit: float) -> None:
+        """(Re)build the weight transfer to the pool's current replicas."""
+        await self._all([r.connect.remote(pool.handles, limit, side) for r in self._ranks], "connect", limit=limit)
+
+    async def push(self, version: int, *, limit: float) -> None:
+        """The transfer itself; a collective of all ranks. The caller holds `lock`."""
+        await self._all([r.push.remote(version) for r in self._ranks], "push", limit=limit)
+
+    async def resident(self, wanted: bool) -> None:
+        """Colocation: bring the trainer's state onto the GPU (the samplers sleep), or take it away."""
+        if self.pool_to_sleep is None or self._resident == wanted:
+            return
+        if wanted:
+            await self.pool_to_sleep.each("sleep")
+        await self._all([r.call.remote("reload" if wanted else "offload", ()) for r in self._ranks], "offload")
+        self._resident = wanted
+
+    def _split(self, batch: TokenBatch) -> list[list[tuple[int, ...]]]:
+        lengths = [len(batch.rows[i].tokens) for i in batch.index]
+        shares = micro_batches(lengths, ranks=len(self._ranks), token_budget=self._budget)
+        return [[tuple(batch.index[p] for p in micro) for micro in share] for share in shares]
+
+    async def _call(self, method: str, rows: tuple[Row, ...], args: Sequence[tuple[Any, ...]]) -> list[Any]:
+        await self.resident(True)
+        if self._table is None or self._table[0] is not rows:
+            self._table = (rows, ray.put(rows))
+        table = [self._table[1]]
+        calls = [r.call.remote(method, table, *a) for r, a in zip(self._ranks, args, strict=True)]
+        return await self._all(calls, method)
+
+    async def _every(self, method: str, *args: Any) -> None:
+        async with self.lock:
+            await self.resident(True)
+            await self._all([r.call.remote(method, (), *args) for r in self._ranks], method)
+
+    async def _all(self, refs: Sequence[Any], what: str, *, limit: float | None = None) -> list[Any]:
+        waits = [
+            answer(ref, limit=limit or self._limit, what=f"trainer rank {rank}, {what}")
+            for rank, ref in enumerate(refs)
+        ]
+        try:
+            return list(await asyncio.gather(*waits))
+        except ActorDied as error:
+            if "trainer rank" not in str(error) or "a process that it needs" in str(error):
+                raise  # a sampler: the pool replaces it
+            raise EngineError(f"{error} The last checkpoint is whole; resume with: {self._resume}") from error
+
+
+class RaySync:
+    """`WeightSync`: pauses, sends, finishes and resumes from the trainer's side; replaces replicas that died."""
+
+    def __init__(self, policy: RayPolicy, pool: SamplerPool, side: Mapping[str, Any], *, limit: float) -> None:
+        self._policy, self._pool, self._side, self._limit = policy, pool, side, limit
+        self.version = 0
+        pool.join = self._join
+
+    async def connect(self) -> None:
+        """Set the transfer up for the pool's current replicas."""
+        async with self._policy.lock:
+            await self._policy.connect(self._pool, self._side, limit=self._limit)
+
+    async def push(self, version: int) -> Metrics:
+        """Every replica serves `version` afterwards."""
+        try:
+            await self._push(version)
+        except ActorDied:
+            self.version = version  # what the trainer holds by now
+            for replica in self._pool.replicas:
+                await self._probe(replica)
+            await self._push(version)
+        return {}
+
+    async def _push(self, version: int) -> None:
+        async with self._policy.lock:
+            if self._policy.pool_to_sleep is not None:
+                await self._pool.each("wake", ["weights"])
+            await self._policy.push(version, limit=self._limit)
+            self.version = version
+            if self._policy.pool_to_sleep is not None:
+                await self._policy.resident(False)
+                await self._pool.each("wake", ["kv_cache"])
+        self._policy.settled.set()
+
+    async def _probe(self, replica: Any) -> None:
+        """Replace a replica that does not answer; the push that follows brings its weights."""
+        try:
+            await replica.call("check", limit=self._limit)
+        except EngineError:
+            self._policy.settled.set()  # the weights are those of the coming version: nothing trains now
+            await self._pool.revive(replica)
+
+    async def _join(self) -> None:
+        """A replaced replica gets the weights of the current version (between two steps, never inside one)."""
+        await self.connect()
+        if self._policy.settled.is_set():
+            await self._push(self.version)
+        else:
+            await self._policy.settled.wait()

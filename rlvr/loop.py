@@ -1,0 +1,146 @@
+"""The algorithm. Synchronous is not a second loop: it is `max_lag: 0`, because slots are freed only after the push."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from rlvr.batching import collate, row_table, split_updates
+from rlvr.buffer import Buffer
+from rlvr.credit import assign_credit, shape_rewards
+from rlvr.engine.protocols import Policy, WeightSync
+from rlvr.explore.base import AddOn, Context, Draw, Sample
+from rlvr.recipe import Recipe
+from rlvr.rollout.groups import drop_reason
+from rlvr.seeds import stable_seed
+from rlvr.types import Group, Metrics, Row, Sampling, Task
+from rlvr.update import Streamed, group_metrics, make_update, merge, prefixed, with_streams
+
+
+class Observer(Protocol):
+    """What the loop tells the outside world; see `rlvr.run`."""
+
+    def record(self, step: int, groups: Sequence[Group], metrics: Metrics) -> None:
+        """One finished step: every group of it (dropped ones too, in draw order) and its metrics."""
+        ...
+
+    async def checkpoint(self, loop: Loop, metrics: Metrics) -> None:
+        """Save if one is due."""
+        ...
+
+    def evaluate(self, step: int) -> Awaitable[None] | None:
+        """Start an evaluation of the weights of `step` if one is due."""
+        ...
+
+
+@dataclass
+class Loop:
+    """The state of a run between two steps, and the parts it works with."""
+
+    recipe: Recipe
+    tasks: Callable[[int], Task]  # x ~ D: a pure function of the draw
+    sample: Sample  # already wrapped by the add-ons
+    policy: Policy
+    sync: WeightSync
+    buffer: Buffer
+    context: Context
+    observer: Observer
+    addons: Sequence[AddOn] = ()
+    step: int = 0  # steps done = weight version served
+    update: int = 0  # optimizer updates done
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+async def train(loop: Loop) -> None:
+    """Run until `recipe.steps`, or until `loop.stop` is set (the state is then that of the last finished step)."""
+    async with loop.buffer.workers(lambda draw: explore(loop, draw)):
+        evaluation = loop.observer.evaluate(loop.step)
+        while loop.step < loop.recipe.steps and not loop.stop.is_set():
+            started = time.perf_counter()
+            groups = await _unless_stopped(loop.buffer.take(loop.recipe.prompts), loop.stop)
+            if groups is None:
+                break
+            generated = time.perf_counter()
+            streamed = await with_streams(groups, loop.policy, loop.recipe, loop.addons)
+            groups = credit(streamed.groups, loop)
+            metrics = group_metrics(groups, version=loop.step) | await learn(loop, groups, streamed)
+            trained = time.perf_counter()
+            if evaluation is not None:
+                await evaluation  # its answers come from the weights of its step alone
+            synced = time.perf_counter()
+            metrics |= await loop.sync.push(loop.step + 1)
+            loop.step += 1
+            for addon in loop.addons:  # the only place where their state changes
+                metrics |= prefixed(addon.name, addon.observe(groups, metrics))
+            metrics |= {
+                "time/generate": generated - started,
+                "time/train": trained - generated,
+                "time/evaluate": synced - trained,
+                "time/sync": time.perf_counter() - synced,
+                "time/step": time.perf_counter() - started,
+            }
+            dropped = loop.buffer.pop_dropped()
+            loop.observer.record(loop.step, sorted([*groups, *dropped], key=lambda g: g.draw), metrics)
+            loop.buffer.release(groups)  # only now may new groups start
+            evaluation = loop.observer.evaluate(loop.step)
+            await loop.observer.checkpoint(loop, metrics)
+        if evaluation is not None and not loop.stop.is_set():
+            await evaluation
+
+
+async def explore(loop: Loop, draw: int) -> Group:
+    """x ~ D, {y_i} ~ pi_old(.|x), r_i = verify(x, y_i); then guidance, then dynamic sampling."""
+    recipe, task = loop.recipe, loop.tasks(draw)
+    for addon in loop.addons:
+        task = addon.tasks(task, draw)
+    s = recipe.sampling
+    sampling = Sampling(
+        temperature=s.temperature, top_p=s.top_p, top_k=s.top_k, max_tokens=s.max_tokens, stop=s.stop
+    )
+    group = await loop.sample(Draw(task=task, index=draw, step=loop.step, group=recipe.group, sampling=sampling))
+    for addon in loop.addons:
+        group = await addon.guide(group, loop.context)
+    return replace(group, dropped=drop_reason(group, keep=recipe.keep))
+
+
+def credit(groups: Sequence[Group], loop: Loop) -> list[Group]:
+    """Shaped rewards, then advantages."""
+    recipe = loop.recipe
+    shaped = shape_rewards(
+        groups, loop.addons, overlong=recipe.overlong, kl=recipe.kl, max_tokens=recipe.sampling.max_tokens
+    )
+    return assign_credit(shaped, loop.addons, advantage=recipe.advantage)
+
+
+async def learn(loop: Loop, groups: Sequence[Group], streamed: Streamed) -> Metrics:
+    """The optimizer updates of one step; old and reference log-probs and advantages stay fixed."""
+    recipe = loop.recipe
+    rows: tuple[Row, ...] = collate(groups, mask_truncated=recipe.overlong.kind == "mask")
+    seed = stable_seed(recipe.seed, "updates", loop.step)
+    split = split_updates(len(groups), minibatches=recipe.minibatches, epochs=recipe.epochs, seed=seed)
+    for addon in loop.addons:
+        split = [list(u) for u in addon.updates(split, groups)]
+    table, collected = row_table(groups), []
+    for i, members in enumerate(split):
+        index = [row for g in members for row in table[g]]
+        batch, plan, said = await make_update(
+            rows, index, policy=loop.policy, recipe=recipe, addons=loop.addons, old=streamed.old,
+            step=loop.step, update=loop.update, first=i == 0,
+        )
+        collected.append(said | await loop.policy.step(batch, plan))
+        loop.update += 1
+    return merge(collected)
+
+
+async def _unless_stopped(taking: Awaitable[list[Group]], stop: asyncio.Event) -> list[Group] | None:
+    """The groups, or None when the run is told to stop before they are there."""
+    take, stopped = asyncio.ensure_future(taking), asyncio.ensure_future(stop.wait())
+    done, _ = await asyncio.wait({take, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if take in done:
+        return take.result()
+    take.cancel()
+    return None

@@ -1,0 +1,152 @@
+"""What one optimizer update is made of: measured streams, global scales, the add-ons' knobs and marks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rlvr.batching import collate, token_batch
+from rlvr.engine.protocols import Policy
+from rlvr.explore.base import AddOn, Update
+from rlvr.objectives.reduce import row_scales
+from rlvr.objectives.schedule import learning_rate
+from rlvr.recipe import Recipe
+from rlvr.seeds import stable_seed
+from rlvr.types import F32, Group, Metrics, Plan, Row, Streams, TokenBatch
+
+REFERENCE = "ref_"  # a stream "ref_x" is "x" of the reference model
+OLD = "old_logp"
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Groups whose trajectories carry the streams asked for, and what was measured for the first update."""
+
+    groups: list[Group]
+    old: Streams | None  # by row of the step, names as in `measures`; None when no forward was needed
+
+
+async def with_streams(
+    groups: Sequence[Group], policy: Policy, recipe: Recipe, addons: Sequence[AddOn]
+) -> Streamed:
+    """Measure what credit, the loss and the add-ons need, once, with the weights at the start of the step.
+
+    With a single update the old log-probs are the update's own, so nothing is measured unless asked for.
+    """
+    needs = set().union(*(a.needs for a in addons))
+    measures = set().union(*(a.measures for a in addons))
+    if recipe.minibatches * recipe.epochs > 1:
+        needs.add(OLD)
+    if recipe.kl.coef > 0:
+        needs |= {"ref_logp"} | ({OLD} if recipe.kl.where == "reward" else set())
+    rows = collate(groups)
+    batch = token_batch(rows, range(len(rows)), scale=np.zeros(len(rows), dtype=np.float32))
+    ref = {n.removeprefix(REFERENCE) for n in needs if n.startswith(REFERENCE)}
+    own = {"logp" if n == OLD else n for n in needs if not n.startswith(REFERENCE)} | measures
+    empty: Streams = [{} for _ in rows]
+    old = await policy.measure(batch, own) if own else empty
+    refs = await policy.measure(batch, ref, "reference") if ref else empty
+    named = [_named(a, b, needs) for a, b in zip(old, refs, strict=True)]
+    return Streamed(groups=_attach(groups, named), old=old if own else None)
+
+
+def _named(own: Mapping[str, F32], ref: Mapping[str, F32], needs: set[str]) -> dict[str, F32]:
+    out = {REFERENCE + name: value for name, value in ref.items()}
+    out |= {name: value for name, value in own.items() if name in needs}
+    return out | ({OLD: own["logp"]} if OLD in needs else {})
+
+
+def _attach(groups: Sequence[Group], streams: Sequence[Mapping[str, F32]]) -> list[Group]:
+    source = iter(streams)
+    return [
+        g.with_(trajectories=tuple(replace(t, streams={**t.streams, **next(source)}) for t in g.trajectories))
+        for g in groups
+    ]
+
+
+async def make_update(
+    rows: tuple[Row, ...],
+    index: Sequence[int],
+    *,
+    policy: Policy,
+    recipe: Recipe,
+    addons: Sequence[AddOn],
+    old: Streams | None,
+    step: int,
+    update: int,
+    first: bool,
+) -> tuple[TokenBatch, Plan, Metrics]:
+    """The batch with its global normalisers, the plan, and what the add-ons say about it."""
+    objective = recipe.objective
+    scale = row_scales(
+        np.array([float(rows[i].weight.sum()) for i in index]),
+        reduction=objective.reduction,
+        constant=objective.constant or recipe.sampling.max_tokens,
+    )
+    batch = token_batch(rows, index, scale=scale)
+    measures = set().union(*(a.measures for a in addons))
+    stats: Streams = [{} for _ in index]
+    if measures and first and old is not None:
+        stats = [old[i] for i in index]
+    elif measures:
+        stats = await policy.measure(batch, measures)
+    view = Update(
+        rows=batch.picked, stats=stats, update=update, step=step, seed=stable_seed(recipe.seed, "update", update),
+        clip=(objective.low, objective.high),
+    )
+    scalars: dict[str, Mapping[str, float]] = {}
+    marks: dict[str, Sequence[F32]] = {}
+    metrics: Metrics = {}
+    for addon in addons:
+        if (knobs := addon.knobs(view)) is None:
+            continue
+        scalars[addon.name] = knobs.scalars
+        if knobs.marks is not None:
+            marks[addon.name] = knobs.marks
+        metrics |= prefixed(addon.name, knobs.metrics)
+    updates = recipe.steps * recipe.minibatches * recipe.epochs
+    o = recipe.optimizer
+    lr = learning_rate(update, lr=o.lr, schedule=o.schedule, warmup=o.warmup, total=updates)
+    return batch, Plan(update=update, lr=lr, version=step, first=first, knobs=scalars, marks=marks), metrics
+
+
+def prefixed(name: str, metrics: Metrics) -> Metrics:
+    """An add-on's metrics under its name."""
+    return {f"{name}/{key}": value for key, value in metrics.items()}
+
+
+def merge(updates: Sequence[Metrics]) -> Metrics:
+    """One object for a step: `*_max` by maximum, counts (`tokens`, `skipped_updates`, `nonfinite_tokens`, `*/active`) by sum, else mean."""
+    out: Metrics = {}
+    for key in dict.fromkeys(k for metrics in updates for k in metrics):
+        values = [m[key] for m in updates if key in m]
+        last = key.rsplit("/", 1)[-1]
+        if last.endswith("_max"):
+            out[key] = max(values)
+        elif last in {"tokens", "skipped_updates", "nonfinite_tokens", "active"}:
+            out[key] = sum(values)
+        else:
+            out[key] = sum(values) / len(values)
+    return out
+
+
+def group_metrics(groups: Sequence[Group], *, version: int) -> Metrics:
+    """Rewards, lengths and lag of the groups of one step (after drops)."""
+    rows = [t for g in groups for t in g.trajectories]
+    rewards = np.concatenate([g.rewards for g in groups if g.rewards is not None])
+    valid = np.concatenate([g.valid for g in groups])
+    correct = np.concatenate([g.correct for g in groups])
+    lags = [version - int(t.version[t.version >= 0].min()) for t in rows if (t.version >= 0).any()]
+    return {
+        "reward/mean": float(np.nanmean(rewards)),
+        "reward/pass_rate": float(correct[valid].mean()),
+        "reward/errors": float((~valid).sum()),
+        "groups/kept": float(len(groups)),
+        "groups/solved": float(sum(bool(g.correct.any()) for g in groups)) / len(groups),
+        "response/length_mean": float(np.mean([t.response_len for t in rows])),
+        "response/truncated": float(np.mean([t.finish == "length" for t in rows])),
+        "lag/mean": float(np.mean(lags)) if lags else 0.0,
+        "lag/max": float(max(lags, default=0)),
+    }
