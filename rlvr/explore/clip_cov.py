@@ -1,4 +1,4 @@
-"""Clip-Cov (2505.22617, sec. 4.2): take the gradient from a few of the tokens that drive entropy down.
+"""Clip-Cov (2505.22617): take the gradient from a few of the tokens that drive entropy down.
 
     c_j = (A_j - mean A) (logp_j - mean logp)        over the N trained tokens of the update, current log-probs
     I   = k tokens picked uniformly among {j : low < c_j < high, j not clipped by PPO},   k = max(floor(ratio N), 1)

@@ -1,10 +1,10 @@
-"""Entropy bonus: the classic maximum-entropy term in the policy loss (Williams & Peng 1991; A3C, 1602.01783, sec. 4).
+"""Entropy bonus: the classic maximum-entropy term in the policy loss (A3C, 1602.01783).
 
     l[b,t] <- l[b,t] - coef * H[b,t],    H = -sum_v pi(v) log pi(v)                    all [B,T], H with gradient
 
 H is the exact entropy of the next-token distribution after division by the sampling temperature. Being part of
 the token loss, the bonus takes the objective's reduction and the row weights.
-Differs from A3C only in that: there it is a mean over states. Fidelity: exact.
+A3C sums it over the steps of a rollout; the formula is the same. Fidelity: exact.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Length-shaped reward of Kimi k1.5 (2501.12599, sec. 2.3.3): among the responses to one prompt, shorter is better.
+"""Length-shaped reward of Kimi k1.5 (2501.12599): among the responses to one prompt, shorter is better.
 
     lambda_i = 0.5 - (len_i - len_min) / (len_max - len_min)                           in [-0.5, 0.5]
     R_i <- R_i + coef * (lambda_i            if row i is correct
@@ -7,8 +7,9 @@
 Lengths are response tokens; minimum and maximum are over the rows whose verdict is not an error.
 Differs from the paper: paid only in groups whose **raw** scores differ. In an all-equal group the bonus would be
 the whole variance of the group, and division by its standard deviation would turn any coefficient, however small,
-into full-size advantages. The paper's slow start (no length reward early on) is a choice of the run: begin with
-`coef: 0`, then start another run from that one. `coef` is ours: the paper gives no number. Fidelity: close.
+into full-size advantages. Lengths count tokens (open-r1's code counts characters). The paper switches the term on
+after a start without it: begin with `coef: 0`, then start another run from that one. The default `coef` is ours.
+Fidelity: close.
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@
 
 `step` is the step that collects the draw, so a resumed run goes on where it was, without state. The temperature
 is recorded in each trajectory, and the trainer divides its logits by the same number: ratios stay exact.
-Common practice rather than one paper's method (POLARIS raises the temperature between stages; here it moves
-linearly). Fidelity: reconstructed.
+Common practice rather than one paper's method. Fidelity: reconstructed.
 """
 
 from __future__ import annotations

@@ -6,12 +6,10 @@ import torch
 from torch import Tensor
 
 
-def entropy(logits: Tensor) -> Tensor:
-    """Entropy in nats of softmax(logits), [..., V] -> [...]; H = logsumexp(z) - sum_v p_v z_v.
+def entropy(logp: Tensor) -> Tensor:
+    """Entropy in nats from log-probabilities over the vocabulary, [..., V] -> [...]; H = -sum_v p_v log p_v.
 
-    A logit of -inf is a token that cannot occur: it adds 0, and its gradient is 0.
+    A token that cannot occur (-inf) adds 0 to the value and to the gradient.
     """
-    possible = logits > float("-inf")
-    p = logits.softmax(dim=-1)
-    mean = (p * torch.where(possible, logits, torch.zeros_like(logits))).sum(dim=-1)
-    return logits.logsumexp(dim=-1) - mean
+    possible = logp > float("-inf")
+    return -(logp.exp() * torch.where(possible, logp, torch.zeros_like(logp))).sum(dim=-1)

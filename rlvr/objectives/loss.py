@@ -84,12 +84,12 @@ def compose(
 def guard(view: TokenView) -> TokenView:
     """The view with weight 0, and 0 for every value, at tokens that are not trained on or not finite.
 
-    So whatever stands in padding, and a log-prob of -inf or NaN in one row, adds nothing to loss or gradient.
+    So whatever stands in padding, and a log-prob of -inf or NaN in one row, adds nothing to loss or gradient
+    (the denominators stay). All but `logp` and `streams` comes back detached.
     """
-    tensors = {"logp": view.logp, "old_logp": view.old_logp, "behaviour_logp": view.behaviour_logp}
-    tensors |= {"advantages": view.advantages, "weight": view.weight}
-    if view.ref_logp is not None:
-        tensors["ref_logp"] = view.ref_logp
+    fixed = {"old_logp": view.old_logp, "behaviour_logp": view.behaviour_logp, "ref_logp": view.ref_logp}
+    fixed |= {"advantages": view.advantages, "weight": view.weight}
+    tensors = {"logp": view.logp} | {name: t.detach() for name, t in fixed.items() if t is not None}
     keep = view.weight != 0
     for value in (*tensors.values(), *view.streams.values()):
         keep = keep & value.detach().isfinite()
