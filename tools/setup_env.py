@@ -66,18 +66,19 @@ def stamped() -> dict[str, str]:
     return json.loads(STAMP.read_text()) if STAMP.is_file() and PYTHON.exists() else {}
 
 
-def run(command: Sequence[str | Path], **env: str) -> str:
-    """Run with output to the log; on failure show its end and stop. Returns this command's output."""
+def run(command: Sequence[str | Path], **env: str) -> None:
+    """Run with output to the log; on failure show its end and stop."""
     path = f"{VENV / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, **env}
-    output = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    done = subprocess.run(command, env=environment, cwd=ROOT, **output)
+    shown = " ".join(map(str, command))
     with LOG.open("a") as log:
-        log.write(f"$ {' '.join(map(str, command))}\n{done.stdout}\n")
+        log.write(f"$ {shown}\n")
+        log.flush()
+        done = subprocess.run(
+            command, env={**os.environ, "PATH": path, **env}, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
+        )
     if done.returncode:
-        tail = "\n".join(done.stdout.splitlines()[-25:])
-        stop(f"failed: {' '.join(map(str, command))}\n{tail}\nthe whole output is in {LOG}")
-    return done.stdout
+        tail = "\n".join(LOG.read_text(errors="replace").splitlines()[-25:])
+        stop(f"failed: {shown}\n{tail}\nthe whole output is in {LOG}")
 
 
 def offers_cpu_build(options: Sequence[str]) -> bool:
