@@ -1,0 +1,135 @@
+"""Starting the engines of a run from plain values: samplers, trainer ranks, and the sync between them."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlvr.cluster import RankActor, SamplerActor, ray_session
+from rlvr.cluster_policy import RayPolicy, RaySync
+from rlvr.cluster_samplers import SamplerPool
+from rlvr.recipe import Limits, Recipe, Resources
+
+CPU_BLOCK = 32  # KV block of the CPU sampler: the smallest that starts, so that short sequences share a prefix
+GPU_BLOCK = 16
+
+
+@dataclass(frozen=True)
+class Engines:
+    """What a training run talks to."""
+
+    policy: RayPolicy
+    sync: RaySync
+    pool: SamplerPool
+    block: int  # tokens of one KV block
+
+
+@asynccontextmanager
+async def start_engines(
+    recipe: Recipe, *, model_path: str, max_len: int, run: str, resume: str, project: Path
+) -> AsyncIterator[Engines]:
+    """Ray, the samplers and the trainer ranks of one run; everything ends with the block.
+
+    `max_len` is the longest sequence (prompt and response). Raises EngineError when something does not start
+    within `limits.start`.
+    """
+    resources, limits = recipe.resources, recipe.limits
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(ray_session(address=resources.address, cpus=_cpus(resources)))
+        pool = sampler_pool(
+            resources, limits, model_path=model_path, dtype=recipe.model.dtype, max_len=max_len, seed=recipe.seed,
+            overrides=recipe.vllm, trust_remote_code=recipe.model.trust_remote_code, revision=recipe.model.revision,
+        )
+        policy, specs = _policy(recipe, model_path=model_path, resume=resume, project=project)
+        await asyncio.gather(pool.start(), policy.start(specs, limit=limits.start))
+        if resources.colocate:
+            policy.pool_to_sleep = pool
+        side = {
+            "dtype": recipe.model.dtype,
+            "world_size": resources.trainers,
+            "transport": transport(resources),
+            "run_id": f"{run}-{uuid.uuid4().hex[:8]}",
+            "device": resources.device,
+            "replica_world": resources.tensor_parallel,
+        }
+        sync = RaySync(policy, pool, side, limit=limits.push)
+        await sync.connect()
+        yield Engines(policy=policy, sync=sync, pool=pool, block=block_size(resources, recipe.vllm))
+
+
+@asynccontextmanager
+async def sampler_only(
+    *, model_path: str, dtype: str, max_len: int, seed: int, resources: Resources, limits: Limits,
+    overrides: Mapping[str, Any], trust_remote_code: bool = False,
+) -> AsyncIterator[SamplerPool]:
+    """Samplers with the weights of a folder, for evaluation."""
+    async with ray_session(address=resources.address, cpus=_cpus(resources)):
+        pool = sampler_pool(
+            resources, limits, model_path=model_path, dtype=dtype, max_len=max_len, seed=seed, overrides=overrides,
+            trust_remote_code=trust_remote_code, revision=None,
+        )
+        await pool.start()
+        yield pool
+
+
+def sampler_pool(
+    resources: Resources, limits: Limits, *, model_path: str, dtype: str, max_len: int, seed: int,
+    overrides: Mapping[str, Any], trust_remote_code: bool, revision: str | None,
+) -> SamplerPool:
+    """The replicas as actors, not yet started."""
+    from rlvr.engine.vllm_sampler import environment
+
+    env = environment(resources.device, threads=resources.threads)
+    spec = {
+        "model_path": model_path, "dtype": dtype, "device": resources.device, "seed": seed,
+        "max_len": max(max_len, 2 * block_size(resources, overrides) + 8),
+        "tensor_parallel": resources.tensor_parallel, "transport": transport(resources),
+        "overrides": {"block_size": block_size(resources, overrides)} | dict(overrides),
+        "trust_remote_code": trust_remote_code, "revision": revision,
+    }
+    gpus = 0.0 if resources.device == "cpu" else 0.5 if resources.colocate else float(resources.tensor_parallel)
+
+    def make(replica: int) -> Any:
+        options = {"num_cpus": 0, "num_gpus": gpus, "max_concurrency": 4096}
+        return SamplerActor.options(**options).remote(env, spec | {"replica": replica})
+
+    return SamplerPool(make, replicas=resources.samplers, start_limit=limits.start, limit=limits.group)
+
+
+def _policy(recipe: Recipe, *, model_path: str, resume: str, project: Path) -> tuple[RayPolicy, list[Any]]:
+    from rlvr.engine.deepspeed_policy import PolicySpec, environment
+
+    r, model = recipe.resources, recipe.model
+    gpus = 0.0 if r.device == "cpu" else 0.5 if r.colocate else 1.0
+    env = environment(r.device, threads=r.threads)
+    ranks = [RankActor.options(num_cpus=0, num_gpus=gpus).remote(env) for _ in range(r.trainers)]
+    specs = [
+        PolicySpec(
+            model_path=model_path, dtype=model.dtype, gradient_checkpointing=model.gradient_checkpointing,
+            trust_remote_code=model.trust_remote_code, revision=model.revision, device=r.device,
+            optimizer=recipe.optimizer, deepspeed=recipe.deepspeed, objective=recipe.objective, kl=recipe.kl,
+            addons=recipe.explore, project=str(project), reference=recipe.kl.coef > 0, seed=recipe.seed,
+            rank=rank, world_size=r.trainers, master_addr="", master_port=0, threads=r.threads,
+        )
+        for rank in range(r.trainers)
+    ]
+    return RayPolicy(ranks, token_budget=r.token_budget, limit=recipe.limits.step, resume=resume), specs
+
+
+def transport(resources: Resources) -> str:
+    """How weights travel."""
+    return "shm" if resources.device == "cpu" else "ipc" if resources.colocate else "nccl"
+
+
+def block_size(resources: Resources, overrides: Mapping[str, Any]) -> int:
+    """Tokens of one KV block."""
+    return int(overrides.get("block_size", CPU_BLOCK if resources.device == "cpu" else GPU_BLOCK))
+
+
+def _cpus(resources: Resources) -> int:
+    return max(2, resources.trainers + resources.samplers)

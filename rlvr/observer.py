@@ -1,0 +1,129 @@
+"""What happens around the loop: records, evaluations beside the training, checkpoints."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlvr import checkpoint
+from rlvr.engine.protocols import Sampler, Verifiers
+from rlvr.evaluate.run import evaluate
+from rlvr.loop import Loop
+from rlvr.recipe import Recipe
+from rlvr.rollout.groups import Encoder
+from rlvr.track.journal import read
+from rlvr.track.run_dir import RunDir
+from rlvr.track.tracker import Tracker
+from rlvr.types import Group, Metrics, Sampling, Task
+
+
+@dataclass
+class RunObserver:
+    """Implements `rlvr.loop.Observer` over a run folder."""
+
+    recipe: Recipe
+    folder: RunDir
+    tracker: Tracker
+    sampler: Sampler
+    verifiers: Verifiers
+    encoder: Encoder
+    eval_sets: Mapping[str, Sequence[Task]]
+    digests: Mapping[str, str]  # of the catalogue files in use
+    last_saved: int = -1
+    running: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def record(self, step: int, groups: Sequence[Group], metrics: Metrics) -> None:
+        """Rollouts first (dropped groups too, in draw order), then the step's line of metrics."""
+        for group in groups:
+            self.tracker.group(group, step=step)
+        self.tracker.step({"step": step} | metrics | drop_metrics(groups) | speed_metrics(groups, metrics))
+
+    def evaluate(self, step: int) -> Awaitable[None] | None:
+        """At the start, every N steps and at the end; a dataset already evaluated at this step is skipped."""
+        every = self.recipe.evaluate.every
+        due = every > 0 and (step % every == 0 or step >= self.recipe.steps)
+        missing = [name for name in self.eval_sets if (step, name) not in self.tracker.evaluated]
+        if not due or not missing:
+            return None
+        task = asyncio.create_task(self._evaluate(step, missing), name=f"evaluate-{step}")
+        self.running.add(task)
+        task.add_done_callback(self.running.discard)
+        return task
+
+    async def _evaluate(self, step: int, names: Sequence[str]) -> None:
+        e, s = self.recipe.evaluate, self.recipe.sampling
+        sampling = Sampling(
+            temperature=e.temperature, top_p=e.top_p, max_tokens=e.max_tokens or s.max_tokens, stop=s.stop
+        )
+        for name in names:
+            result = await evaluate(
+                self.eval_sets[name], dataset=name, sampler=self.sampler, verifiers=self.verifiers,
+                encoder=self.encoder, sampling=sampling, n=e.n, ks=e.k, seed=self.recipe.seed,
+                limit=self.recipe.limits.group,
+            )
+            self.tracker.evaluation(result.record(step))
+        self._prune()
+
+    async def checkpoint(self, loop: Loop, metrics: Metrics) -> None:
+        """Every N steps and after the last one."""
+        every = self.recipe.checkpoint.every
+        if loop.step >= self.recipe.steps or (every > 0 and loop.step % every == 0):
+            await self.save(loop, metrics)
+
+    async def save(self, loop: Loop, metrics: Metrics) -> None:
+        """Save the state between two steps, once per step."""
+        if self.last_saved == loop.step:
+            return
+        state: dict[str, Any] = {
+            "update": loop.update,
+            "version": loop.step,
+            "addons": {addon.name: addon.state_dict() for addon in loop.addons},
+            "metrics": {k: v for k, v in metrics.items() if not k.startswith("time/")},
+            "digests": dict(self.digests),
+        }
+        await checkpoint.save(
+            self.folder.checkpoints, step=loop.step, state=state, buffer=loop.buffer.state_dict(),
+            policy=loop.policy.save,
+        )
+        self.last_saved = loop.step
+        self._prune()
+
+    def _prune(self) -> None:
+        keep = self.recipe.checkpoint
+        checkpoint.prune(self.folder.checkpoints, keep=keep.keep, best=self.best() if keep.best else None)
+
+    def best(self) -> int | None:
+        """The step with a checkpoint whose evaluation (first dataset, first k) is highest; the earlier of equals."""
+        if not self.eval_sets:
+            return None
+        name, key = next(iter(self.eval_sets)), f"pass@{min(self.recipe.evaluate.k)}"
+        there = set(checkpoint.steps(self.folder.checkpoints))
+        scores = {
+            record["step"]: record[key]["value"]
+            for record in read(self.folder.evals)
+            if record["dataset"] == name and record["step"] in there
+        }
+        return max(scores, key=lambda step: (scores[step], -step), default=None)
+
+
+def drop_metrics(groups: Sequence[Group]) -> Metrics:
+    """How many groups were dropped, and why."""
+    out: Metrics = {"groups/dropped": float(sum(g.dropped is not None for g in groups))}
+    for group in groups:
+        if group.dropped is not None:
+            key = f"groups/dropped_{group.dropped.replace(' ', '_')}"
+            out[key] = out.get(key, 0.0) + 1.0
+    return out
+
+
+def speed_metrics(groups: Sequence[Group], metrics: Metrics) -> Metrics:
+    """Throughput of the step over all groups that were sampled, dropped ones too."""
+    rows = [t for g in groups for t in g.trajectories]
+    seconds = metrics["time/step"]
+    return {
+        "time/verify": sum(t.verdict.elapsed for t in rows if t.verdict is not None),
+        "time/completions_per_s": len(rows) / seconds,
+        "time/tokens_per_s": sum(t.response_len for t in rows) / seconds,
+    }

@@ -1,0 +1,213 @@
+"""One training run from its resolved recipe: folder, data, engines, resume, handshake, loop, final save."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rlvr import catalog, checkpoint, config
+from rlvr.buffer import Buffer
+from rlvr.engine.handshake import handshake, random_sequences
+from rlvr.engine.protocols import Verifiers
+from rlvr.engines import Engines, start_engines
+from rlvr.errors import ConfigError
+from rlvr.explore.base import AddOn, Sample
+from rlvr.loop import Loop, train
+from rlvr.observer import RunObserver
+from rlvr.prompting import Prompter
+from rlvr.recipe import Recipe
+from rlvr.rollout.groups import flat_groups
+from rlvr.run_data import RunData, read_data
+from rlvr.seeds import stable_seed
+from rlvr.track.display import make_display
+from rlvr.track.run_dir import ROOT, RunDir
+from rlvr.track.tracker import Tracker, open_tracker
+from rlvr.types import I32, Completion, Request, Task, Verdict
+
+FREE = frozenset({"steps", "checkpoint", "evaluate", "track", "limits"})  # may change on resume
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # of the handshake, in log-probability
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `step` of `steps`; `stopped` by a signal."""
+
+    folder: RunDir
+    step: int
+    steps: int
+    stopped: bool = False
+
+
+@dataclass
+class RunContext:
+    """What group-time hooks may ask of the run (`rlvr.explore.base.Context`)."""
+
+    seed: int
+    engines: Engines
+    verifiers: Verifiers
+    prompter: Prompter
+    step: int = 0
+
+    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Sample on one replica."""
+        return await self.engines.pool.generate(requests)
+
+    async def verify(self, task: Task, responses: Sequence[str]) -> list[Verdict]:
+        """Score responses."""
+        return await self.verifiers.score(task, responses)
+
+    def encode(self, task: Task) -> I32:
+        """Prompt token ids."""
+        return self.prompter.encode(task)
+
+    def decode(self, tokens: I32) -> str:
+        """Text of a response."""
+        return self.prompter.decode(tokens)
+
+
+async def run_training(resolved: config.Resolved[Recipe], *, project: Path, since: float | None = None) -> Outcome:
+    """Train, or resume, the run that the recipe names.
+
+    The same call resumes: it loads the newest checkpoint and cuts metrics, rollouts and events back to it.
+    Raises ConfigError, DataError, EngineError, HandshakeError or CheckpointError, each meant for people.
+    """
+    recipe = resolved.recipe
+    folder = RunDir(ROOT / recipe.run)
+    with folder.lock():
+        checkpoint.clean(folder.checkpoints)
+        newest = checkpoint.newest(folder.checkpoints)
+        saved = checkpoint.load(newest) if newest else None
+        if saved is not None:
+            same_recipe(folder, recipe)
+            if saved.step >= recipe.steps:
+                return Outcome(folder, saved.step, recipe.steps)
+        data = await read_data(recipe, project=project, folder=folder)
+        folder.recipe.write_text(config.dump(recipe), encoding="utf-8")
+        with open_tracker(
+            folder, display=make_display(recipe.steps, title=recipe.run), resume=saved.step if saved else None,
+            tensorboard=recipe.track.tensorboard, wandb=recipe.track.wandb, config=recipe.model_dump(mode="json"),
+            since=since,
+        ) as tracker:
+            command = f"rlvr train {shlex.quote(str(resolved.path))} run={recipe.run}"
+            return await _run(recipe, folder, tracker, data, saved, project=project, command=command)
+
+
+async def _run(
+    recipe: Recipe, folder: RunDir, tracker: Tracker, data: RunData, saved: checkpoint.Saved | None, *,
+    project: Path, command: str,
+) -> Outcome:
+    async with AsyncExitStack() as stack:
+        verifiers = await stack.enter_async_context(data.verifiers)
+        note = tracker.display.note
+        note(f"starting {recipe.resources.trainers} trainer rank(s) and {recipe.resources.samplers} sampler(s) ...")
+        engines = await stack.enter_async_context(
+            start_engines(
+                recipe, model_path=data.model_path, max_len=data.longest_prompt + recipe.sampling.max_tokens,
+                run=recipe.run, resume=command, project=project,
+            )
+        )
+        addons = catalog.build_addons(recipe.explore, seed=recipe.seed, project=project)
+        context = RunContext(recipe.seed, engines, verifiers, data.prompter)
+        observer = RunObserver(
+            recipe, folder, tracker, engines.pool, verifiers, data.prompter, data.eval_sets, data.digests
+        )
+        loop = Loop(
+            recipe=recipe, tasks=data.stream.draw, policy=engines.policy, sync=engines.sync, context=context,
+            sample=compose(addons, flat_groups(engines.pool, verifiers, data.prompter, seed=recipe.seed)),
+            buffer=Buffer(
+                slots=(recipe.max_lag + 1) * recipe.prompts, group_limit=recipe.limits.group,
+                max_dropped=recipe.max_draws * recipe.prompts,
+            ),
+            observer=observer, addons=addons,
+        )
+        if saved is not None:
+            await restore(loop, saved, observer)
+            note(f"resumed at step {saved.step} from {saved.path}")
+        note(await shake_hands(engines, recipe, vocab=data.prompter.vocab, version=loop.step))
+        if saved is None:
+            for addon in addons:
+                await addon.prepare(context)
+        return await _loop(loop, observer, note=note)
+
+
+async def _loop(loop: Loop, observer: RunObserver, *, note: object) -> Outcome:
+    assert callable(note)
+
+    def stop() -> None:
+        if loop.stop.is_set():
+            raise KeyboardInterrupt
+        note("stopping: the run is saved as soon as the update in hand is done (again: stop at once)")
+        loop.stop.set()
+
+    running = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        running.add_signal_handler(number, stop)
+    try:
+        await train(loop)
+        await observer.save(loop, {})
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            running.remove_signal_handler(number)
+        for task in list(observer.running):
+            task.cancel()
+        await asyncio.gather(*observer.running, return_exceptions=True)
+    return Outcome(observer.folder, loop.step, loop.recipe.steps, stopped=loop.stop.is_set())
+
+
+def compose(addons: Sequence[AddOn], sample: Sample) -> Sample:
+    """Every add-on's sampler around the flat one, the first of the recipe outermost."""
+    for addon in reversed(addons):
+        sample = addon.sampler(sample)
+    return sample
+
+
+async def restore(loop: Loop, saved: checkpoint.Saved, observer: RunObserver) -> None:
+    """Put everything back as it was after step `saved.step`."""
+    await loop.policy.restore(saved.policy)
+    loop.step, loop.update = saved.step, saved.state["update"]
+    loop.buffer.load_state_dict(dict(saved.buffer))
+    for addon in loop.addons:
+        addon.load_state_dict(saved.state["addons"].get(addon.name, {}))
+    observer.last_saved = saved.step
+    for name, digest in saved.state["digests"].items():
+        if observer.digests.get(name, digest) != digest:
+            observer.tracker.display.note(f"warning: {name} has changed since the checkpoint was written")
+
+
+async def shake_hands(engines: Engines, recipe: Recipe, *, vocab: int, version: int) -> str:
+    """The start-up handshake; returns a line about it."""
+    started = time.perf_counter()
+    sequences = random_sequences(
+        4, length=2 * engines.block + 5, vocab=vocab, seed=stable_seed(recipe.seed, "handshake")
+    )
+    measured = await handshake(
+        engines.policy, engines.sync, engines.pool.replicas, tolerance=TOLERANCE[recipe.model.dtype],
+        sequences=sequences, version=version, seed=stable_seed(recipe.seed, "handshake"),
+    )
+    gap = max((v for k, v in measured.items() if "gap" in k), default=float("nan"))
+    return f"handshake: sampler and trainer agree to {gap:.1e} ({time.perf_counter() - started:.1f} s)"
+
+
+def same_recipe(folder: RunDir, recipe: Recipe) -> None:
+    """Raise ConfigError where a resumed run differs from the recipe that it was started with."""
+    before = config.leaves(config.load(folder.recipe, overrides=()).recipe)
+    now = config.leaves(recipe)
+    changed = [
+        f"{folder.recipe}: {key}: this run was started with {before.get(key)!r}, got {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key.split(".")[0] not in FREE
+    ]
+    if changed:
+        free = ", ".join(sorted(FREE))
+        raise ConfigError(
+            [*changed, f"A run resumes with the recipe that it was started with (only {free} may change). Choose "
+             f"another name with run=NAME; `checkpoint.start_from={folder.path}` begins from these weights."]
+        )
