@@ -9,29 +9,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from rlvr.engine.protocols import Sampler, Verifiers
 from rlvr.errors import ConfigError, DataError, EngineError
 from rlvr.evaluate.pass_at_k import Estimate, estimate, maj_at_n, pass_at_k
+from rlvr.rollout.groups import Encoder
 from rlvr.seeds import stable_seed
 from rlvr.types import I32, Completion, Request, Sampling, Task, Verdict
 
 T = TypeVar("T")
-
-
-class Prompter(Protocol):
-    """Between text and token ids."""
-
-    def encode(self, task: Task) -> I32:
-        """The prompt's token ids [L]."""
-        ...
-
-    def decode(self, tokens: I32) -> str:
-        """The text of a response."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +73,7 @@ async def evaluate(
     dataset: str,
     sampler: Sampler,
     verifiers: Verifiers,
-    prompter: Prompter,
+    encoder: Encoder,
     sampling: Sampling,
     n: int,
     ks: Sequence[int],
@@ -106,12 +95,12 @@ async def evaluate(
     gate = asyncio.Semaphore(concurrency)
 
     async def one(task: Task) -> TaskResult:
-        requests = _requests(task, dataset=dataset, tokens=prompter.encode(task), sampling=sampling, n=n, seed=seed)
+        requests = _requests(task, dataset=dataset, tokens=encoder.encode(task), sampling=sampling, n=n, seed=seed)
         async with gate:
             try:
                 async with asyncio.timeout(limit):
                     completions = await sampler.generate(requests)
-                    verdicts = await verifiers.score(task, [prompter.decode(c.tokens) for c in completions])
+                    verdicts = await verifiers.score(task, [encoder.decode(c.tokens) for c in completions])
             except TimeoutError:
                 raise EngineError(
                     f"evaluation of {dataset}: task {task.id} took more than {limit:.0f} s (limits.group). "

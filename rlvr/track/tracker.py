@@ -35,7 +35,7 @@ class Tracker:
         self.evaluated = {(record["step"], record["dataset"]) for record in read(evals.path)}
 
     def step(self, metrics: Mapping[str, float]) -> None:
-        """One line of metrics; `step` is in it. Adds `time/elapsed`, the seconds since the command began."""
+        """One line of metrics; `step` is in it. Adds `time/elapsed`, the seconds of the run over all its sessions."""
         record = (
             {"step": metrics["step"]} | dict(metrics) | {"time/elapsed": round(time.perf_counter() - self._since, 3)}
         )
@@ -84,7 +84,8 @@ def open_tracker(
         for sink in sinks:
             stack.callback(sink.close)
         stack.enter_context(display)
-        started = time.perf_counter() if since is None else since
+        earlier = max((record.get("time/elapsed") or 0.0 for record in read(run.metrics)), default=0.0)
+        started = (time.perf_counter() if since is None else since) - earlier
         yield Tracker(metrics=metrics, rollouts=rollouts, evals=evals, sinks=sinks, display=display, since=started)
 
 
