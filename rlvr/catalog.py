@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from rlvr.errors import ConfigError
 from rlvr.explore.base import AddOn, AddOnConfig
-from rlvr.recipe import AddOnSpec
+from rlvr.recipe import AddOnSpec, Recipe, SftRecipe
 from rlvr.words import Complaint, did_you_mean, validate
 
 Folder = Literal["recipes", "rewards", "data"]
@@ -148,6 +148,19 @@ def _load_file(found: Found) -> ModuleType:
     return module
 
 
+def plugins(recipe: Recipe | SftRecipe, *, project: Path) -> dict[str, Found]:
+    """Every plug-in file of a recipe by its dotted key ("verifier", "data.train.0", "explore.1").
+
+    Raises ConfigError for the first name that does not exist (`check.problems` lists all).
+    """
+    found = {f"data.train.{i}": find("data", s.name, project=project) for i, s in enumerate(recipe.data.train)}
+    found |= {f"data.eval.{i}": find("data", s.name, project=project) for i, s in enumerate(recipe.data.eval)}
+    if isinstance(recipe, Recipe):
+        found["verifier"] = find("rewards", recipe.verifier.name, project=project)
+        found |= {f"explore.{i}": addon_found(s.kind, project=project) for i, s in enumerate(recipe.explore)}
+    return found
+
+
 def addon_kinds() -> list[str]:
     """Kinds of the shipped add-ons: files of `rlvr/explore/` that state their own name as `kind`."""
     return sorted(
@@ -215,6 +228,6 @@ def build_addons(specs: Sequence[AddOnSpec], *, seed: int, project: Path) -> lis
     built: list[AddOn] = []
     for cls, config in pairs:
         label = cls.kind or cls.__name__
-        number = 1 + sum(type(other) is cls for other in built)
+        number = 1 + sum(other.name.partition("#")[0] == label for other in built)
         built.append(cls(config, name=label if number == 1 else f"{label}#{number}", seed=seed))
     return built

@@ -84,7 +84,11 @@ def locate(name: str, *, project: Path) -> Path:
 
 
 def _named_recipe(name: str, *, project: Path) -> Path:
-    return catalog.find("recipes", name.removeprefix("recipes/").removesuffix(".yaml"), project=project).path.resolve()
+    short = name.removeprefix("recipes/").removesuffix(".yaml")
+    try:
+        return catalog.find("recipes", short, project=project).path.resolve()
+    except ConfigError as error:
+        raise ConfigError(f"{name}: no such file, and {error}") from error
 
 
 def tree_of(path: str | Path, *, project: Path | None = None) -> type[Recipe] | type[SftRecipe]:
@@ -103,6 +107,15 @@ def dump(recipe: Strict) -> str:
 def leaves(recipe: Strict) -> dict[str, Any]:
     """Every value of the tree by its dotted key; an empty list or mapping is a value."""
     return dict(_flatten(recipe.model_dump(mode="json"), ()))
+
+
+def source_of(key: str, sources: Mapping[str, str]) -> str:
+    """Where a key was written: its own place, else that of the first value below or above it."""
+    below = [place for leaf, place in sources.items() if leaf == key or leaf.startswith(f"{key}.")]
+    written = [place for place in below if place != DEFAULT] or below
+    if written or "." not in key:
+        return written[0] if written else DEFAULT
+    return source_of(key.rpartition(".")[0], sources)
 
 
 def _flatten(value: Any, key: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
@@ -141,7 +154,7 @@ def _read_chain(file: Path, *, project: Path, files: list[Path], problems: list[
         try:
             base = _named_recipe(parent.value, project=project)
         except ConfigError as error:
-            problems.append(f"{parent.where}: extends: no such file: {_show(base, project)} ({error})")
+            problems.append(f"{parent.where}: extends: {error}")
             return node
     return _merge(_read_chain(base, project=project, files=files, problems=problems), node, problems, ())
 

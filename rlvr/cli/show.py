@@ -1,0 +1,42 @@
+"""`rlvr show RECIPE [key=value ...]`: the resolved tree, where each value came from, and the plug-ins' files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from rlvr import catalog, config
+from rlvr.recipe import Recipe, SftRecipe
+from rlvr.words import shorten
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def command(
+    recipe: Annotated[str, typer.Argument(help="A file, or a name in recipes/.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]")] = None,
+) -> None:
+    """Print a resolved recipe; raises ConfigError with every problem."""
+    project = Path.cwd()
+    tree = config.tree_of(recipe, project=project)
+    resolved = config.load(recipe, overrides=overrides or (), tree=tree, project=project)
+    values = {key: shorten(value, limit=80) for key, value in config.leaves(resolved.recipe).items()}
+    wide, long = max(map(len, values)), max(map(len, values.values()))
+    for key, value in values.items():
+        source = resolved.sources[key]
+        style = "dim" if source == config.DEFAULT else ""
+        console.print(Text(f"{key:<{wide}}  {value:<{min(long, 48)}}  {source}", style=style))
+    _plugins(resolved.recipe, project=project)
+
+
+def _plugins(recipe: Recipe | SftRecipe, *, project: Path) -> None:
+    console.print("\nplug-ins")
+    for key, found in catalog.plugins(recipe, project=project).items():
+        console.print(f"{key}  {found.name}  {found.path}  sha256:{found.digest}", markup=False)
+        if found.shadows:
+            text = f"  warning: this project's {found.path} hides ours of the same name, {found.shadows}"
+            console.print(Text(text, style="yellow"))
