@@ -122,7 +122,7 @@ def summarise(results: Sequence[TaskResult], *, dataset: str, n: int, ks: Sequen
         enough = valid >= k
         if not enough.any():
             raise EngineError(
-                f"{dataset}: pass@{k} cannot be estimated: no task has {k} verdicts without error "
+                f"{dataset}: pass@{k} cannot be estimated: no task has {k} or more verdicts without error "
                 f"({sum(row.errors for row in results)} errors in all). Look at the verifier and at its limits."
             )
         scores[f"pass@{k}"] = estimate(pass_at_k(valid[enough], correct[enough], k), seed=seed)
