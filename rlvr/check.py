@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlvr import catalog
+from rlvr.config import Resolved, source_of
 from rlvr.engine.vllm_args import CPU_OWNED, OWNED
 from rlvr.errors import ConfigError
-from rlvr.recipe import Data, Model, Prompt, Recipe, Resources, Scratch, SftRecipe, Source
+from rlvr.plugins import load_plugin
+from rlvr.recipe import Data, Model, Prompt, Recipe, Resources, Scratch, SftRecipe, Source, Verifier
 from rlvr.words import shorten
 
 DEEPSPEED_OWNED = {
@@ -71,6 +73,15 @@ def problems(recipe: Recipe | SftRecipe, *, project: Path, machine: bool = False
         ]
     samplers = recipe.resources.samplers if isinstance(recipe, Recipe) else 0
     found += _placement(recipe.resources, samplers=samplers, machine=machine)
+    return found
+
+
+def refuse(resolved: Resolved[Any], *, project: Path, machine: bool = True) -> list[Problem]:
+    """The warnings of a recipe; raises ConfigError with every error and where it was written."""
+    found = problems(resolved.recipe, project=project, machine=machine)
+    errors = [p for p in found if p.level == "error"]
+    if errors:
+        raise ConfigError([f"{source_of(p.key, resolved.sources)}: {p.key}: {p.message}" for p in errors])
     return found
 
 
@@ -139,10 +150,17 @@ def _data(data: Data, *, project: Path) -> Iterator[Problem]:
 
 
 def _source(key: str, source: Source, *, project: Path) -> Iterator[Problem]:
+    yield from _plugin(key, "data", source, function="load", project=project)
+
+
+def _plugin(
+    key: str, folder: catalog.Folder, plugin: Source | Verifier, *, function: str, project: Path
+) -> Iterator[Problem]:
+    """Does the name exist, can the file be executed, and does it take these options?"""
     try:
-        catalog.find("data", source.name, project=project)
+        load_plugin(catalog.find(folder, plugin.name, project=project), plugin.options, function=function)
     except ConfigError as wrong:
-        yield from (error(f"{key}.name", text) for text in wrong.problems)
+        yield from (error(key, text) for text in wrong.problems)
 
 
 def _prompt(prompt: Prompt) -> Iterator[Problem]:
@@ -231,10 +249,7 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _plugins(recipe: Recipe, *, project: Path) -> Iterator[Problem]:
-    try:
-        catalog.find("rewards", recipe.verifier.name, project=project)
-    except ConfigError as wrong:
-        yield from (error("verifier.name", text) for text in wrong.problems)
+    yield from _plugin("verifier", "rewards", recipe.verifier, function="verify", project=project)
     addons, complaints = catalog.read_addons(recipe.explore, project=project)
     yield from (error(c.key, c.text) for c in complaints)
     for cls, _ in addons:

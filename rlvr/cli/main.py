@@ -15,6 +15,7 @@ from typer.main import get_command
 from rlvr.errors import ConfigError, DataError, RLVRError
 
 VERBS = {
+    "quickstart": "Build a small base model, train it by GRPO, show what it learnt (minutes, no GPU).",
     "train": "Train a model; the same command again resumes the run.",
     "sft": "Supervised fine-tuning: base models, baselines, warm starts.",
     "eval": "Unbiased pass@k with intervals, of a recipe or a model.",
