@@ -1,0 +1,192 @@
+"""The process that runs verifiers, started by path by `rlvr.verify.process`; it never loads torch.
+
+One job at a time: a pickled request comes in, one JSON reply per item goes out as soon as it is known, both
+framed on private pipes, so that what a verifier prints can never be read as a verdict. The kernel's
+profiling timer (CPU time of this process, whatever else the machine does) ends a verdict that takes too
+long: nothing in Python, and no C code that holds the interpreter, can delay it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import inspect
+import json
+import math
+import numbers
+import os
+import pickle
+import resource
+import signal
+import struct
+import sys
+import time
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, BinaryIO
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+DETAIL = 500  # characters of a message or an answer that are kept
+VERDICT_KEYS = frozenset({"score", "correct", "answer_key", "parsed", "detail"})
+Reply = dict[str, Any]
+
+
+def main(argv: list[str]) -> None:
+    """`child.py REQUEST_FD REPLY_FD PARENT_PID`: load the verifiers, then answer until the pipe closes."""
+    request_fd, reply_fd, parent = map(int, argv)
+    for fd in (request_fd, reply_fd):
+        os.set_inheritable(fd, False)
+    _tie_to_parent(parent)
+    requests, replies = os.fdopen(request_fd, "rb"), os.fdopen(reply_fd, "wb")
+    setup = _receive(requests)
+    if setup is None:
+        return
+    sys.path[:] = setup["path"]
+    for kind, limit in ((resource.RLIMIT_AS, setup["memory"]), (resource.RLIMIT_CORE, 0)):
+        resource.setrlimit(kind, (limit, limit))
+    try:
+        verifiers = {name: Runner(found, options) for name, (found, options) in setup["verifiers"].items()}
+    except BaseException as error:  # whatever it is, the trainer must hear why there is no verifier
+        _send(replies, {"failed": f"{type(error).__name__}: {error}"})
+        return
+    _send(replies, {"ready": True})
+    while (job := _receive(requests)) is not None:
+        run = verifiers[job["verifier"]]
+        for item in job["items"]:
+            call = partial(run.score, item, job["task"]) if job["task"] else partial(run.check, item)
+            _send(replies, _limited(call, cpu_seconds=job["cpu_seconds"]))
+
+
+def _tie_to_parent(parent: int) -> None:
+    """Die with the trainer; adopt whatever a verifier leaves behind, so that it can be ended."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    os.register_at_fork(after_in_child=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
+    if os.getppid() != parent:  # it died before the tie was made
+        os._exit(1)
+
+
+def _receive(pipe: BinaryIO) -> Any:
+    header = pipe.read(4)
+    if len(header) < 4:
+        return None
+    return pickle.loads(pipe.read(struct.unpack("<I", header)[0]))
+
+
+def _send(pipe: BinaryIO, reply: Reply) -> None:
+    body = json.dumps(reply).encode()
+    pipe.write(struct.pack("<I", len(body)) + body)
+    pipe.flush()
+
+
+def _limited(call: Callable[[], Reply], *, cpu_seconds: float) -> Reply:
+    """One verdict under its CPU limit. Beyond it the timer's signal ends this process: the pool reports it."""
+    me, started, used = os.getpid(), time.perf_counter(), _cpu_seconds()
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+    try:
+        reply = call()
+    except BaseException as error:  # SystemExit and math-verify's TimeoutException are no Exception
+        reply = _error("crash", f"{type(error).__name__}: {error}")
+    if os.getpid() != me:
+        os._exit(0)  # a copy that a verifier forked and let run on: it has no verdict to give
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    _end_leftovers()
+    used = _cpu_seconds() - used
+    if used > cpu_seconds:  # its own children's CPU seconds count too
+        reply = _error("timeout", f"used {used:.1f} CPU seconds, the limit is {cpu_seconds:g}")
+    return reply | {"elapsed": time.perf_counter() - started}
+
+
+def _cpu_seconds() -> float:
+    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in both)
+
+
+def _end_leftovers() -> None:
+    """Kill every process that a verdict started and left, daemons included (they are ours by adoption)."""
+    while True:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            for child in _children():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            os.waitpid(-1, 0)
+
+
+def _children() -> list[int]:
+    me, found = os.getpid(), []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+                if int(file.read().rpartition(b")")[2].split()[1]) == me:
+                    found.append(int(name))
+    return found
+
+
+def _error(kind: str, detail: str) -> Reply:
+    return {"error": kind, "detail": detail[:DETAIL]}
+
+
+class Runner:
+    """One loaded verifier: calls its functions and turns what they return into replies."""
+
+    def __init__(self, found: Any, options: dict[str, Any]) -> None:
+        from rlvr.plugins import load_plugin
+
+        plugin = load_plugin(found, options, function="verify")
+        self._verify = plugin.function
+        self._config = plugin.config
+        self._version = str(vars(plugin.module).get("VERSION", ""))[:DETAIL]
+        taken = inspect.signature(plugin.function).parameters.values()
+        every = any(p.kind is p.VAR_KEYWORD for p in taken)
+        self._extra = {name for name in ("task", "config") if every or name in (p.name for p in taken)}
+        self._checker = vars(plugin.module).get("check_answer")
+        self._problem = lru_cache(maxsize=4096)(self._ask_checker)
+
+    def _ask_checker(self, answer: str) -> str | None:
+        if self._checker is None:
+            return None
+        problem = self._checker(answer, self._config)
+        return None if problem is None else str(problem)[:DETAIL]
+
+    def check(self, answer: str) -> Reply:
+        """Why `answer` cannot be a gold answer, or nothing."""
+        return {"problem": self._problem(answer)}
+
+    def score(self, response: str, task: dict[str, Any]) -> Reply:
+        """The verdict on one response, as a reply."""
+        problem = self._problem(task["answer"])
+        if problem is not None:
+            return _error("gold_unparsed", problem)
+        extra = {k: v for k, v in (("task", task), ("config", self._config)) if k in self._extra}
+        return reply_of(self._verify(response, task["answer"], **extra)) | {"version": self._version}
+
+
+def reply_of(value: object) -> Reply:
+    """What `verify` may return (a bool, a finite number, or a dict with a `score`) as a reply."""
+    given = value if isinstance(value, dict) else {"score": value}
+    unknown = [key for key in given if key not in VERDICT_KEYS]
+    if unknown:
+        return _error("bad_verdict", f"unknown keys {unknown}; known are {sorted(VERDICT_KEYS)}")
+    score = given.get("score")
+    if not isinstance(score, numbers.Real) or not math.isfinite(score):
+        expected = "a bool, a finite number, or a dict whose `score` is one"
+        return _error("bad_verdict", f"verify returned {value!r:.200}; expected {expected}")
+    key = given.get("answer_key")
+    return {
+        "score": float(score),
+        "correct": bool(given.get("correct", score >= 1)),
+        "answer_key": None if key is None else str(key)[:DETAIL],
+        "parsed": bool(given.get("parsed", True)),
+        "detail": str(given.get("detail", ""))[:DETAIL],
+    }
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

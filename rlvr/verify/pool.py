@@ -1,0 +1,263 @@
+"""Verifiers in killable child processes: `VerifierPool` scores text, and says of gold answers whether they can be used.
+
+A thread per child feeds it one job (the responses to one task) at a time and watches the deadlines, so that
+the event loop never blocks. CPU seconds decide a verdict; the far larger wall limit only catches what
+sleeps, and such a response is tried once more in a fresh child before it is given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlvr.catalog import Found, find
+from rlvr.errors import VerifierError
+from rlvr.recipe import Verifier
+from rlvr.types import Task, Verdict
+from rlvr.verify.process import Child, Gone, Late
+
+START_SECONDS = 120.0
+CHECK_BATCH = 256  # gold answers in one job
+Reply = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class VerifierSpec:
+    """A verifier file with the options that its own `Config` checks."""
+
+    found: Found
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def verifier_specs(verifier: Verifier, tasks: Iterable[Task] = (), *, project: Path) -> dict[str, VerifierSpec]:
+    """The recipe's verifier (first) and every other one that a task names.
+
+    Raises ConfigError for a name that no file in `rewards/` has.
+    """
+    specs = {verifier.name: VerifierSpec(find("rewards", verifier.name, project=project), verifier.options)}
+    for name in sorted({t.verifier for t in tasks if t.verifier} - {verifier.name}):
+        specs[name] = VerifierSpec(find("rewards", name, project=project))
+    return specs
+
+
+@dataclass
+class _Job:
+    verifier: str
+    items: Sequence[str]
+    task: Mapping[str, Any] | None  # None: the items are gold answers to check
+    future: Future[list[Reply]] = field(default_factory=Future)
+    tried: set[int] = field(default_factory=set)  # items that have had their second chance
+
+
+class VerifierPool:
+    """Implements `rlvr.engine.protocols.Verifiers`. Use as a context manager, or call `close`."""
+
+    def __init__(
+        self,
+        verifiers: Mapping[str, VerifierSpec],
+        *,
+        default: str | None = None,
+        processes: int = 2,
+        cpu_seconds: float = 5.0,
+        wall_seconds: float = 60.0,
+        memory: int = 4 << 30,
+    ) -> None:
+        """`default` (the first of `verifiers`) scores tasks that name none; `memory` is bytes of one child."""
+        self._names = frozenset(verifiers)
+        self._default = default or next(iter(verifiers))
+        self._cpu_seconds, self._wall_seconds = cpu_seconds, wall_seconds
+        self._setup = {
+            "path": [p for p in sys.path if p],
+            "memory": memory,
+            "verifiers": {name: (spec.found, dict(spec.options)) for name, spec in verifiers.items()},
+        }
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._children: dict[int, Child] = {}  # by worker
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._serve, args=(i,), name=f"verifier-{i}", daemon=True) for i in range(processes)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    async def score(self, task: Task, responses: Sequence[str]) -> list[Verdict]:
+        """One verdict per response, in order.
+
+        What a response does is in its verdict (`error`: "timeout", "crash", "bad_verdict", "gold_unparsed",
+        "infrastructure"). Raises VerifierError for an unknown or unloadable verifier and after `close`.
+        """
+        shared = {"id": task.id, "prompt": task.prompt, "answer": task.answer, "source": task.source}
+        job = _Job(self._known(task), tuple(responses), shared | {"meta": dict(task.meta)})
+        verdicts = [_verdict(reply) for reply in await asyncio.wrap_future(self._submit(job))]
+        with self._lock:
+            self._counts["scored"] += len(verdicts)
+            self._counts.update(f"errors/{v.error}" for v in verdicts if v.error)
+        return verdicts
+
+    def check_answers(self, tasks: Sequence[Task]) -> list[str]:
+        """What is wrong with gold answers, one line per bad row with its dataset; blocks until all are checked.
+
+        Raises VerifierError when a verifier cannot be loaded.
+        """
+        names = [self._known(task) for task in tasks]
+        jobs: list[tuple[_Job, list[Task]]] = []
+        for name in dict.fromkeys(names):
+            rows = [task for task, its in zip(tasks, names, strict=True) if its == name]
+            for i in range(0, len(rows), CHECK_BATCH):
+                some = rows[i : i + CHECK_BATCH]
+                jobs.append((_Job(name, tuple(t.answer for t in some), None), some))
+        for job, _ in jobs:
+            self._submit(job)
+        return [
+            f"dataset {task.source or '?'}, row {task.id} ({task.meta.get('where', 'generated')}): verifier "
+            f"{job.verifier!r} cannot use the answer {task.answer[:80]!r}: {reply.get('detail') or reply['problem']}"
+            for job, some in jobs
+            for task, reply in zip(some, job.future.result(), strict=True)
+            if reply.get("error") or reply["problem"] is not None
+        ]
+
+    def stats(self) -> dict[str, float]:
+        """Counts since the start: "scored", "errors", "errors/<kind>", "restarts" of children, "retries"."""
+        with self._lock:
+            counts = dict(self._counts)
+        errors = sum(n for key, n in counts.items() if key.startswith("errors/"))
+        base = {"scored": 0.0, "errors": float(errors), "restarts": 0.0, "retries": 0.0}
+        return base | {key: float(n) for key, n in sorted(counts.items())}
+
+    def close(self) -> None:
+        """End the children; jobs that have not finished get a VerifierError. May be called twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            for child in self._children.values():
+                child.kill()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join(2 * START_SECONDS)
+
+    def __enter__(self) -> VerifierPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _known(self, task: Task) -> str:
+        name = task.verifier or self._default
+        if name not in self._names:
+            raise VerifierError(
+                f"task {task.id!r} names the verifier {name!r}, which this run has not loaded; "
+                f"loaded are: {', '.join(sorted(self._names))}"
+            )
+        return name
+
+    def _submit(self, job: _Job) -> Future[list[Reply]]:
+        with self._lock:
+            if self._closed:
+                raise VerifierError("the verifiers are closed")
+            self._jobs.put(job)
+        return job.future
+
+    def _serve(self, worker: int) -> None:
+        """One worker thread: jobs until `close`. It starts its child, which therefore ends no sooner than it."""
+        while (job := self._jobs.get()) is not None:
+            if not job.future.set_running_or_notify_cancel():
+                continue
+            try:
+                replies: list[Reply] = []
+                while len(replies) < len(job.items):
+                    replies += self._attempt(worker, job, start=len(replies))
+                job.future.set_result(replies)
+            except BaseException as error:  # not swallowed: it is raised where the job is awaited
+                job.future.set_exception(error)
+        self._drop(worker)
+
+    def _attempt(self, worker: int, job: _Job, *, start: int) -> list[Reply]:
+        """Replies from item `start` on, until all are there or the child is lost over one of them."""
+        child = self._child(worker)
+        replies: list[Reply] = []
+        items = job.items[start:]
+        request = {"verifier": job.verifier, "task": job.task, "items": items, "cpu_seconds": self._cpu_seconds}
+        try:
+            child.send(request, deadline=time.monotonic() + self._wall_seconds)
+            for _ in items:
+                replies.append(child.receive(deadline=time.monotonic() + self._wall_seconds))
+        except (Gone, Late) as loss:
+            self._drop(worker)
+            if self._closed:
+                raise VerifierError("the verifiers were closed while a response was scored") from None
+            if reply := self._blame(job, start + len(replies), loss):
+                replies.append(reply)
+        return replies
+
+    def _blame(self, job: _Job, item: int, loss: Gone | Late) -> Reply | None:
+        """The verdict on the response over which the child was lost; None: try it once more."""
+        with self._lock:
+            self._counts["restarts"] += 1
+        if isinstance(loss, Gone) and loss.status in (-signal.SIGPROF, -signal.SIGXCPU):
+            return {"error": "timeout", "detail": f"more than {self._cpu_seconds:g} CPU seconds"}
+        if isinstance(loss, Gone) and loss.status != -signal.SIGKILL:
+            return {"error": "crash", "detail": f"the verifier's process was lost: {loss}"}
+        if item not in job.tried:  # asleep, or killed from outside: perhaps not the response's doing
+            job.tried.add(item)
+            with self._lock:
+                self._counts["retries"] += 1
+            return None
+        late = f"no verdict within {self._wall_seconds:g} s of wall time"
+        return {"error": "infrastructure", "detail": f"twice: {late if isinstance(loss, Late) else loss}"}
+
+    def _child(self, worker: int) -> Child:
+        """The worker's child, started and loaded when there is none. Raises VerifierError."""
+        if (child := self._children.get(worker)) is not None:
+            return child
+        with self._lock:
+            if self._closed:
+                raise VerifierError("the verifiers are closed")
+            child = self._children[worker] = Child()
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            child.send(self._setup, deadline=deadline)
+            reply = child.receive(deadline=deadline)
+        except (Gone, Late) as loss:
+            self._drop(worker)
+            why = str(loss) if isinstance(loss, Gone) else f"not ready within {START_SECONDS:g} s"
+            raise VerifierError(f"the verifier process for {self._files()} did not start: {why}") from None
+        if "failed" in reply:
+            self._drop(worker)
+            raise VerifierError(f"a verifier cannot be loaded ({self._files()}): {reply['failed']}")
+        return child
+
+    def _drop(self, worker: int) -> None:
+        with self._lock:
+            child = self._children.pop(worker, None)
+        if child is not None:
+            child.end()
+
+    def _files(self) -> str:
+        return ", ".join(str(found.path) for found, _ in self._setup["verifiers"].values())
+
+
+def _verdict(reply: Reply) -> Verdict:
+    if "error" in reply:
+        return Verdict(
+            score=0.0,
+            correct=False,
+            parsed=False,
+            error=reply["error"],
+            detail=reply["detail"],
+            elapsed=reply.get("elapsed", 0.0),
+        )
+    return Verdict(**reply)
