@@ -31,9 +31,8 @@ async def ray_session(*, address: str | None, cpus: int) -> AsyncIterator[None]:
     os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
     own: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     address = address or os.environ.get("RAY_ADDRESS")
-    await asyncio.to_thread(
-        ray.init, address=address, log_to_driver=False, logging_level="ERROR", namespace="rlvr", **({} if address else own)
-    )
+    quiet = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "rlvr"}
+    await asyncio.to_thread(ray.init, address=address, **quiet, **({} if address else own))
     try:
         yield
     finally:
@@ -120,9 +119,9 @@ class RankActor:
             policy.module, zero_stage=policy.zero_stage, rank=policy.rank, replicas=len(samplers), limit=limit, **side
         )
 
-    def push(self, version: int) -> None:
+    def push(self, version: int) -> dict[str, float]:
         """Send the weights to every replica (a collective of all ranks)."""
-        self.side.push(version, self.fanout)
+        return self.side.push(version, self.fanout)
 
     def call(self, method: str, table: Sequence[ray.ObjectRef], *args: Any) -> Any:
         """A method of the rank; a table of rows travels once and is kept until the next one."""

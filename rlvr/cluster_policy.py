@@ -12,7 +12,7 @@ import ray
 
 from rlvr.batching import micro_batches
 from rlvr.cluster import ActorDied, answer
-from rlvr.cluster_samplers import SamplerPool
+from rlvr.cluster_samplers import Replica, SamplerPool
 from rlvr.engine.protocols import Which
 from rlvr.errors import EngineError
 from rlvr.types import Metrics, Plan, Row, Streams, TokenBatch
@@ -54,7 +54,8 @@ class RayPolicy:
             marks = {name: dict(zip(batch.index, rows, strict=True)) for name, rows in plan.marks.items()}
             plan = replace(plan, marks=marks)
             args = [(share, scale, sft, plan) for share in self._split(batch)]
-            return (await self._call("step", batch.rows, args))[0]
+            metrics = (await self._call("step", batch.rows, args))[0]
+        return {f"train/{name}": value for name, value in metrics.items()}
 
     async def save(self, path: Path) -> None:
         """Every rank writes its part below `path`."""
@@ -80,9 +81,9 @@ class RayPolicy:
         """(Re)build the weight transfer to the pool's current replicas."""
         await self._all([r.connect.remote(pool.handles, limit, side) for r in self._ranks], "connect", limit=limit)
 
-    async def push(self, version: int, *, limit: float) -> None:
+    async def push(self, version: int, *, limit: float) -> Metrics:
         """The transfer itself; a collective of all ranks. The caller holds `lock`."""
-        await self._all([r.push.remote(version) for r in self._ranks], "push", limit=limit)
+        return (await self._all([r.push.remote(version) for r in self._ranks], "push", limit=limit))[0]
 
     async def resident(self, wanted: bool) -> None:
         """Colocation: bring the trainer's state onto the GPU (the samplers sleep), or take it away."""
@@ -119,8 +120,6 @@ class RayPolicy:
         try:
             return list(await asyncio.gather(*waits))
         except ActorDied as error:
-            if "trainer rank" not in str(error) or "a process that it needs" in str(error):
-                raise  # a sampler: the pool replaces it
             raise EngineError(f"{error} The last checkpoint is whole; resume with: {self._resume}") from error
 
 
@@ -140,32 +139,35 @@ class RaySync:
     async def push(self, version: int) -> Metrics:
         """Every replica serves `version` afterwards."""
         try:
-            await self._push(version)
-        except ActorDied:
+            return await self._push(version)
+        except EngineError:
             self.version = version  # what the trainer holds by now
-            for replica in self._pool.replicas:
-                await self._probe(replica)
-            await self._push(version)
-        return {}
+            dead = [replica for replica in self._pool.replicas if await self._is_dead(replica)]
+            if not dead:
+                raise
+            self._policy.settled.set()  # nothing trains now, so a new replica may join
+            for replica in dead:
+                await self._pool.revive(replica)
+            return await self._push(version)
 
-    async def _push(self, version: int) -> None:
+    async def _push(self, version: int) -> Metrics:
         async with self._policy.lock:
             if self._policy.pool_to_sleep is not None:
                 await self._pool.each("wake", ["weights"])
-            await self._policy.push(version, limit=self._limit)
+            metrics = await self._policy.push(version, limit=self._limit)
             self.version = version
             if self._policy.pool_to_sleep is not None:
                 await self._policy.resident(False)
                 await self._pool.each("wake", ["kv_cache"])
         self._policy.settled.set()
+        return metrics
 
-    async def _probe(self, replica: Any) -> None:
-        """Replace a replica that does not answer; the push that follows brings its weights."""
+    async def _is_dead(self, replica: Replica) -> bool:
         try:
             await replica.call("check", limit=self._limit)
         except EngineError:
-            self._policy.settled.set()  # the weights are those of the coming version: nothing trains now
-            await self._pool.revive(replica)
+            return True
+        return False
 
     async def _join(self) -> None:
         """A replaced replica gets the weights of the current version (between two steps, never inside one)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from rlvr.cluster import RankActor, SamplerActor, ray_session
 from rlvr.cluster_policy import RayPolicy, RaySync
 from rlvr.cluster_samplers import SamplerPool
 from rlvr.recipe import Limits, Recipe, Resources
+from rlvr.seeds import stable_seed
 
 CPU_BLOCK = 32  # KV block of the CPU sampler: the smallest that starts, so that short sequences share a prefix
 GPU_BLOCK = 16
@@ -53,7 +53,8 @@ async def start_engines(
             "dtype": recipe.model.dtype,
             "world_size": resources.trainers,
             "transport": transport(resources),
-            "run_id": f"{run}-{uuid.uuid4().hex[:8]}",
+            # of this run alone on this machine, and the same on resume: what a kill left is found and removed
+            "run_id": f"{run}-{stable_seed(str(project.resolve()), run):016x}",
             "device": resources.device,
             "replica_world": resources.tensor_parallel,
         }
@@ -82,7 +83,7 @@ def sampler_pool(
     overrides: Mapping[str, Any], trust_remote_code: bool, revision: str | None,
 ) -> SamplerPool:
     """The replicas as actors, not yet started."""
-    from rlvr.engine.vllm_sampler import environment
+    from rlvr.engine.vllm_args import environment
 
     env = environment(resources.device, threads=resources.threads)
     spec = {

@@ -11,8 +11,6 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from rlvr import catalog, checkpoint, config
 from rlvr.buffer import Buffer
 from rlvr.engine.handshake import handshake, random_sequences
@@ -89,7 +87,7 @@ async def run_training(resolved: config.Resolved[Recipe], *, project: Path, sinc
             same_recipe(folder, recipe)
             if saved.step >= recipe.steps:
                 return Outcome(folder, saved.step, recipe.steps)
-        data = await read_data(recipe, project=project, folder=folder)
+        data = await asyncio.to_thread(read_data, recipe, project=project)
         folder.recipe.write_text(config.dump(recipe), encoding="utf-8")
         with open_tracker(
             folder, display=make_display(recipe.steps, title=recipe.run), resume=saved.step if saved else None,
@@ -105,7 +103,7 @@ async def _run(
     project: Path, command: str,
 ) -> Outcome:
     async with AsyncExitStack() as stack:
-        verifiers = await stack.enter_async_context(data.verifiers)
+        verifiers = stack.enter_context(data.verifiers)
         note = tracker.display.note
         note(f"starting {recipe.resources.trainers} trainer rank(s) and {recipe.resources.samplers} sampler(s) ...")
         engines = await stack.enter_async_context(

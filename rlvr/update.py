@@ -18,6 +18,7 @@ from rlvr.types import F32, Group, Metrics, Plan, Row, Streams, TokenBatch
 
 REFERENCE = "ref_"  # a stream "ref_x" is "x" of the reference model
 OLD = "old_logp"
+COUNTS = frozenset({"tokens", "skipped_updates", "nonfinite_tokens", "active"})
 
 
 @dataclass(frozen=True)
@@ -118,14 +119,14 @@ def prefixed(name: str, metrics: Metrics) -> Metrics:
 
 
 def merge(updates: Sequence[Metrics]) -> Metrics:
-    """One object for a step: `*_max` by maximum, counts (`tokens`, `skipped_updates`, `nonfinite_tokens`, `*/active`) by sum, else mean."""
+    """One object for a step: `*_max` by maximum, what COUNTS names by sum, all else by mean over the updates."""
     out: Metrics = {}
     for key in dict.fromkeys(k for metrics in updates for k in metrics):
         values = [m[key] for m in updates if key in m]
         last = key.rsplit("/", 1)[-1]
         if last.endswith("_max"):
             out[key] = max(values)
-        elif last in {"tokens", "skipped_updates", "nonfinite_tokens", "active"}:
+        elif last in COUNTS:
             out[key] = sum(values)
         else:
             out[key] = sum(values) / len(values)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
-from rlvr.types import Completion, F32, I32, Metrics, Plan, Request, Streams, Task, TokenBatch, Verdict
+from rlvr.types import F32, I32, Completion, Metrics, Plan, Request, Streams, Task, TokenBatch, Verdict
 
 Which = Literal["policy", "reference"]
 
@@ -47,7 +47,7 @@ class Policy(Protocol):
         ...
 
     async def perturb(self, *, scale: float, seed: int) -> None:
-        """Add seeded noise to the served weights (the optimizer's state is not touched); `unperturb` undoes it exactly."""
+        """Add seeded noise to the served weights, not to the optimizer's copy; `unperturb` undoes it exactly."""
         ...
 
     async def unperturb(self) -> None:
