@@ -71,8 +71,9 @@ def problems(recipe: Recipe | SftRecipe, *, project: Path, machine: bool = False
             *_plugins(recipe, project=project),
             *_vllm(recipe),
         ]
-    samplers = recipe.resources.samplers if isinstance(recipe, Recipe) else 0
-    found += _placement(recipe.resources, samplers=samplers, machine=machine)
+    training = isinstance(recipe, Recipe)
+    samplers, lag = (recipe.resources.samplers, recipe.max_lag > 0) if training else (0, False)
+    found += _placement(recipe.resources, samplers=samplers, lag=lag, machine=machine)
     return found
 
 
@@ -266,12 +267,12 @@ def _vllm(recipe: Recipe) -> Iterator[Problem]:
         yield error("max_lag", f"got {recipe.max_lag}; colocated engines take turns, so there is no lag: max_lag: 0")
 
 
-def _placement(resources: Resources, *, samplers: int, machine: bool) -> Iterator[Problem]:
+def _placement(resources: Resources, *, samplers: int, lag: bool, machine: bool) -> Iterator[Problem]:
     if resources.device == "cpu":
-        yield from _placement_cpu(resources, samplers=samplers)
+        yield from _placement_cpu(resources, samplers=samplers, lag=lag)
         return
     needed = devices(resources, samplers=samplers)
-    if machine and resources.address is None:
+    if machine and resources.address is None and "RAY_ADDRESS" not in os.environ:
         import torch
 
         have = torch.cuda.device_count()
@@ -280,17 +281,15 @@ def _placement(resources: Resources, *, samplers: int, machine: bool) -> Iterato
             yield error("resources", f"{total}; set resources.address to a Ray cluster, or lower trainers or samplers")
 
 
-def _placement_cpu(resources: Resources, *, samplers: int) -> Iterator[Problem]:
+def _placement_cpu(resources: Resources, *, samplers: int, lag: bool) -> Iterator[Problem]:
     if resources.colocate:
         yield error("resources.colocate", "shares a GPU between engines; with device: cpu there is none")
     if resources.tensor_parallel > 1:
         yield error("resources.tensor_parallel", f"got {resources.tensor_parallel}; with device: cpu use more samplers")
-    threads, cores = resources.threads * (resources.trainers + samplers), os.cpu_count() or 1
+    busy = resources.trainers + samplers if lag else max(resources.trainers, samplers)  # without lag they take turns
+    threads, cores = resources.threads * busy, os.cpu_count() or 1
     if threads > cores:
-        yield warning(
-            "resources.threads",
-            f"{threads} threads in all engines, on {cores} cores: they will get in each other's way",
-        )
+        yield warning("resources.threads", f"{threads} threads at work at once, on {cores} cores")
 
 
 # --- sizes of a model --------------------------------------------------------------------------------------
