@@ -41,6 +41,7 @@ def environment(device: str, *, threads: int) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "TQDM_DISABLE": "1",
     }
     if device == "gpu":
         # The V1 runner is the one whose logits processors were proved.

@@ -49,11 +49,12 @@ class VllmSampler:
     ) -> None:
         self.replica, self.transport, self.tensor_parallel = replica, transport, tensor_parallel
         self.version = 0
-        self._arguments = dict(
-            model_path=model_path, revision=revision, dtype=dtype, device=device, max_len=max_len,
-            tensor_parallel=tensor_parallel, seed=seed, transport=transport, trust_remote_code=trust_remote_code,
-            worker_extension=self.worker_extension, overrides=dict(overrides or {}),
-        )  # fmt: skip
+        self._arguments = {
+            "model_path": model_path, "revision": revision, "dtype": dtype, "device": device, "max_len": max_len,
+            "tensor_parallel": tensor_parallel, "seed": seed, "transport": transport,
+            "trust_remote_code": trust_remote_code, "worker_extension": self.worker_extension,
+            "overrides": dict(overrides or {}),
+        }  # fmt: skip
         self._engine: AsyncLLM | None = None
         self._in_flight: set[str] = set()
         self._broken: str | None = None  # why the weights cannot be trusted
@@ -113,8 +114,8 @@ class VllmSampler:
 
         out: RequestOutput | None = None
         try:
-            async for out in self._live.generate(tokens_input(tokens.tolist()), params, key):
-                pass
+            async for final in self._live.generate(tokens_input(tokens.tolist()), params, key):
+                out = final
         except (EngineDeadError, EngineGenerateError) as error:
             raise self._error(f"the engine died at {key!r}: {error!r}", "start this replica again") from error
         except (VLLMClientError, ValueError) as error:
@@ -218,7 +219,7 @@ class VllmSampler:
 
     # ---- state
 
-    def stats(self) -> dict[str, float]:
+    async def stats(self) -> dict[str, float]:
         """Running requests, the version served, and prompt tokens looked up and found in the prefix cache so far."""
         return {
             "running": float(len(self._in_flight)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,8 @@ class ShmEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
 
     def receive_weights(self, update_info: ShmUpdateInfo) -> None:
         """Load one bucket."""
-        self.model.load_weights(load_file(update_info.path).items())
+        load_weights: Callable[..., object] = self.model.load_weights  # type: ignore[assignment]
+        load_weights(load_file(update_info.path).items())
 
     def finish_weight_update(self) -> None:
         """Finish the layers, then cure the tied ones."""
