@@ -1,0 +1,271 @@
+"""One update of a toy policy through every hook of a stack of add-ons, without an engine.
+
+`explore` samples groups, `learn` credits them and computes loss and gradient of one update, split into
+micro-batches as asked. Sampling is a pure function of the draw, so two stacks differ only by what they do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import rlvr.explore
+from rlvr.batching import collate, row_table
+from rlvr.credit import assign_credit, shape_rewards
+from rlvr.explore.base import AddOn, Draw, Knobs, Update
+from rlvr.objectives.entropy import entropy
+from rlvr.objectives.loss import compose, token_losses
+from rlvr.objectives.reduce import row_scales, scaled_sum
+from rlvr.objectives.view import TokenView
+from rlvr.recipe import KL, Advantage, Objective, Overlong
+from rlvr.seeds import stable_seed
+from rlvr.types import F32, Completion, Group, Metrics, Origin, Request, Row, Sampling, Task, Trajectory, Verdict
+
+VOCAB, PROMPT, GROUP, TASKS = 11, 3, 6, 4
+OBJECTIVE, REFERENCE_KL = Objective(low=0.2, high=0.3, dual=3.0), KL(coef=0.01)
+
+
+def shipped() -> dict[str, type[AddOn]]:
+    """Every add-on of `rlvr/explore` by kind."""
+    found: dict[str, type[AddOn]] = {}
+    for info in pkgutil.iter_modules(rlvr.explore.__path__):
+        module = importlib.import_module(f"rlvr.explore.{info.name}")
+        for value in vars(module).values():
+            own = isinstance(value, type) and issubclass(value, AddOn) and value.__module__ == module.__name__
+            if own and value.kind:
+                found[value.kind] = value
+    return found
+
+
+def stack(*specs: tuple[str, dict]) -> list[AddOn]:
+    """Add-ons from (kind, options), named as a recipe names them."""
+    built: list[AddOn] = []
+    for kind, options in specs:
+        cls = shipped()[kind]
+        number = 1 + sum(type(other) is cls for other in built)
+        name = kind if number == 1 else f"{kind}#{number}"
+        built.append(cls(cls.Config(**options), name=name, seed=7))
+    return built
+
+
+class Toy(torch.nn.Module):
+    """A bigram policy: logits of token t from token t-1, in float64."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.table = torch.nn.Parameter(torch.randn(VOCAB, VOCAB, generator=generator, dtype=torch.float64))
+
+    def streams(self, tokens: Tensor, temperature: Tensor) -> dict[str, Tensor]:
+        """`logp` and `entropy` of [B,T] (or [L]) tokens; 0 at the first."""
+        logp = (self.table[tokens[..., :-1]] / temperature[..., 1:, None]).log_softmax(-1)
+        picked = logp.gather(-1, tokens[..., 1:, None]).squeeze(-1)
+        pad = torch.nn.functional.pad
+        return {"logp": pad(picked, (1, 0)), "entropy": pad(entropy(logp), (1, 0))}
+
+    def measure(self, t: Trajectory | Row) -> dict[str, F32]:
+        """Streams of one row without gradient, 0 where it is not trained on."""
+        with torch.no_grad():
+            out = self.streams(torch.from_numpy(t.tokens).long(), torch.from_numpy(t.temperature).double())
+        return {name: (value.numpy() * (t.weight != 0)).astype(np.float32) for name, value in out.items()}
+
+
+def near(policy: Toy, *, seed: int, scale: float) -> Toy:
+    """A policy a little way from `policy`."""
+    moved = Toy(seed)
+    with torch.no_grad():
+        moved.table.mul_(scale).add_(policy.table)
+    return moved
+
+
+OLD = Toy(0)
+CURRENT, REFERENCE, SAMPLER = near(OLD, seed=1, scale=0.3), near(OLD, seed=2, scale=0.3), near(OLD, seed=3, scale=0.02)
+
+
+@dataclass
+class ToyContext:
+    """`Context` for group-time hooks."""
+
+    seed: int = 7
+    step: int = 0
+
+    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        return [_completion(r.key, r.sampling, stable_seed("context", r.key)) for r in requests]
+
+    async def verify(self, task: Task, responses: Sequence[str]) -> list[Verdict]:
+        return [_verdict(text) for text in responses]
+
+    def encode(self, task: Task) -> np.ndarray:
+        return np.arange(PROMPT, dtype=np.int32)
+
+    def decode(self, tokens: np.ndarray) -> str:
+        return " ".join(map(str, tokens))
+
+
+def _verdict(text: str) -> Verdict:
+    if text == "":
+        return Verdict(score=0.0, correct=False, error="timeout")
+    right = sum(map(int, text.split())) % 2 == 0
+    return Verdict(score=float(right), correct=right, answer_key=text[-1])
+
+
+def _completion(key: str, sampling: Sampling, seed: int) -> Completion:
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(2, 9))
+    tokens = rng.integers(0, VOCAB, n).astype(np.int32)
+    return Completion(key, tokens, np.zeros(n, np.float32), np.zeros(n, np.int32), "stop")
+
+
+def _trajectory(prompt: np.ndarray, completion: Completion, temperature: float, *, broken: bool) -> Trajectory:
+    tokens = np.concatenate([prompt, completion.tokens])
+    sampled = np.arange(len(tokens)) >= len(prompt)
+    text = "" if broken else " ".join(map(str, completion.tokens))
+    t = Trajectory(
+        tokens=tokens,
+        origin=np.where(sampled, Origin.SAMPLED, Origin.PROMPT).astype(np.int8),
+        weight=sampled.astype(np.float32),
+        logprobs=np.zeros(len(tokens), np.float32),
+        version=np.where(sampled, 0, -1).astype(np.int32),
+        temperature=np.full(len(tokens), temperature, np.float32),
+        text=text,
+        verdict=_verdict(text),
+    )
+    return replace(t, logprobs=SAMPLER.measure(t)["logp"])
+
+
+async def flat(draw: Draw) -> Group:
+    """`draw.group` responses; one verdict of draw 0 is an error, and all of draw 1 have one score."""
+    prompt, rows, i = np.arange(PROMPT, dtype=np.int32), [], 0
+    while len(rows) < draw.group:
+        t = _trajectory(
+            prompt,
+            _completion(f"{draw.index}/{i}", draw.sampling, stable_seed("flat", draw.index, i)),
+            draw.sampling.temperature,
+            broken=draw.index == 0 and not rows,
+        )
+        i += 1
+        if draw.index != 1 or (t.verdict and t.verdict.correct):
+            rows.append(t)
+    return Group(task=draw.task, draw=draw.index, trajectories=tuple(rows), prompt_len=PROMPT)
+
+
+def explore(addons: Sequence[AddOn], *, step: int = 0) -> list[Group]:
+    """The groups of one step, through the hooks of sampling and group time, with streams of old and reference."""
+
+    groups: list[Group] = []  # filled, not returned: asyncio.run would format its result
+
+    async def collect() -> None:
+        sample, context = flat, ToyContext(step=step)
+        for addon in addons:
+            sample = addon.sampler(sample)
+        for index in range(TASKS):
+            task = Task(id=str(index), prompt="?", answer="!")
+            for addon in addons:
+                task = addon.tasks(task, index)
+            group = await sample(Draw(task=task, index=index, step=step, group=GROUP, sampling=Sampling()))
+            for addon in addons:
+                group = await addon.guide(group, context)
+            groups.append(group)
+
+    asyncio.run(collect())
+    return [g.with_(trajectories=tuple(map(_streamed, g.trajectories))) for g in groups]
+
+
+def _streamed(t: Trajectory) -> Trajectory:
+    old, ref = OLD.measure(t), REFERENCE.measure(t)
+    return replace(t, streams={**old, **t.streams, "old_logp": old["logp"], "ref_logp": ref["logp"]})
+
+
+@dataclass
+class Outcome:
+    """What one update came to."""
+
+    loss: float
+    grad: Tensor
+    metrics: Metrics = field(default_factory=dict)  # "<name>/<key>" of knobs and observe
+    groups: list[Group] = field(default_factory=list)
+
+    def active(self, name: str) -> float:
+        """The add-on's own count."""
+        return self.metrics.get(f"{name}/active", 0.0)
+
+
+def learn(
+    addons: Sequence[AddOn],
+    *,
+    micro: int = 1000,
+    order: Sequence[int] | None = None,
+    extra: int = 0,
+    garbage: float = 0.0,
+    reduction: str = "token",
+    step: int = 0,
+) -> Outcome:
+    """Loss and gradient of one update over all rows: `micro` rows at a time, in `order`, padded by `extra`."""
+    overlong = Overlong()
+    groups = shape_rewards(explore(addons, step=step), addons, overlong=overlong, kl=REFERENCE_KL, max_tokens=16)
+    groups = assign_credit(groups, addons, advantage=Advantage())
+    table = row_table(groups)
+    updates: Sequence[Sequence[int]] = [list(range(len(groups)))]
+    for addon in addons:
+        updates = addon.updates(updates, groups)
+    every = collate(groups)
+    rows = [every[i] for g in updates[0] for i in table[g]]
+    rows = [rows[i] for i in order] if order is not None else rows
+    scale = row_scales([float(r.weight.sum()) for r in rows], reduction=reduction, constant=16)
+    update = Update(rows=rows, stats=[CURRENT.measure(r) for r in rows], update=0, step=step, seed=99, clip=(0.2, 0.3))
+    knobs = {addon.name: said for addon in addons if (said := addon.knobs(update)) is not None}
+    CURRENT.table.grad = None
+    loss = torch.zeros((), dtype=torch.float64)
+    for start in range(0, len(rows), micro):
+        at = slice(start, start + micro)
+        part = _micro_loss(rows, at, addons, knobs, scale=scale, extra=extra, garbage=garbage)
+        part.backward()
+        loss += part.detach()
+    assert CURRENT.table.grad is not None
+    metrics = {f"{name}/{key}": value for name, said in knobs.items() for key, value in said.metrics.items()}
+    for addon in addons:
+        metrics |= {f"{addon.name}/{key}": value for key, value in addon.observe(groups, dict(metrics)).items()}
+    return Outcome(float(loss), CURRENT.table.grad.clone(), metrics, groups)
+
+
+def _micro_loss(
+    rows: Sequence[Row],
+    at: slice,
+    addons: Sequence[AddOn],
+    knobs: dict[str, Knobs],
+    *,
+    scale: F32,
+    extra: int,
+    garbage: float,
+) -> Tensor:
+    part = rows[at]
+    width = max(len(r.tokens) for r in part) + extra
+
+    def padded(values: Sequence[np.ndarray], fill: float) -> Tensor:
+        full = [np.pad(v.astype(np.float64), (0, width - len(v)), constant_values=fill) for v in values]
+        return torch.from_numpy(np.stack(full))
+
+    tokens = padded([r.tokens for r in part], VOCAB - 1).long()
+    current = CURRENT.streams(tokens, padded([r.temperature for r in part], 1.0))
+    wanted = frozenset().union(*(a.token_needs for a in addons))
+    view = TokenView(
+        logp=current["logp"],
+        old_logp=padded([r.streams["old_logp"] for r in part], garbage),
+        behaviour_logp=padded([r.logprobs for r in part], garbage),
+        known=padded([np.ones_like(r.logprobs) for r in part], garbage),
+        advantages=padded([r.advantages for r in part], garbage),
+        weight=padded([r.weight for r in part], 0.0),
+        ref_logp=padded([r.streams["ref_logp"] for r in part], garbage),
+        streams={name: current[name] for name in wanted},
+    )
+    loss, _ = token_losses(view, OBJECTIVE, REFERENCE_KL)
+    marks = {name: padded(said.marks[at], 0.0) for name, said in knobs.items() if said.marks is not None}
+    loss = compose(view, loss, addons, knobs={name: said.scalars for name, said in knobs.items()}, marks=marks)
+    return scaled_sum(loss, weight=view.weight, scale=torch.from_numpy(scale[at]).double())

@@ -1,0 +1,120 @@
+"""What every add-on of `rlvr/explore` must hold. A new one joins by its entry in EXAMPLES."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import sys
+from collections.abc import Iterator
+from itertools import permutations
+from math import nan
+
+import pytest
+import torch
+
+from tests.unit.conformance import GROUP, TASKS, Outcome, learn, shipped, stack
+
+# kind -> (options that do nothing, options that do something on the toy)
+EXAMPLES: dict[str, tuple[dict, dict]] = {
+    "clip_cov": ({"ratio": 0.0}, {"ratio": 0.1, "low": 0.0, "high": 50.0}),
+    "entropy_bonus": ({"coef": 0.0}, {"coef": 0.05}),
+    "length_reward": ({"coef": 0.0}, {"coef": 0.3}),
+    "temperature_schedule": ({"start": 1.0, "end": 1.0}, {"start": 1.5, "end": 1.0, "steps": 10}),
+}
+KINDS = sorted(shipped())
+WORKING = [(kind, EXAMPLES[kind][1]) for kind in KINDS if kind in EXAMPLES]
+STACKS = {kind: [(kind, options)] for kind, options in WORKING} | {"all": WORKING, "all, reversed": WORKING[::-1]}
+
+
+def same(a: Outcome, b: Outcome) -> None:
+    assert a.loss == pytest.approx(b.loss, rel=1e-6, abs=1e-9)
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_every_kind_has_an_example() -> None:
+    assert sorted(EXAMPLES) == KINDS, "an add-on without an entry in EXAMPLES, or the other way round"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_and_documentation(kind: str) -> None:
+    cls = shipped()[kind]
+    module = sys.modules[cls.__module__]
+    assert cls.__module__ == f"rlvr.explore.{kind}", "the file's name is the kind"
+    assert cls.Config is module.Config
+    assert re.search(r"Fidelity: (exact|close|reconstructed)\.", module.__doc__ or "")
+    assert cls.Config()  # every option has a default
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_neutral_options_change_no_bit(kind: str) -> None:
+    none, neutral = learn([]), learn(stack((kind, EXAMPLES[kind][0])))
+    assert neutral.loss == none.loss
+    assert torch.equal(neutral.grad, none.grad)
+    assert neutral.active(kind) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_working_options_are_active_and_change_the_loss(kind: str) -> None:
+    none, working = learn([]), learn(stack((kind, EXAMPLES[kind][1])))
+    assert working.active(kind) > 0
+    assert working.loss != pytest.approx(none.loss, rel=1e-6)
+    assert not torch.allclose(working.grad, none.grad, rtol=1e-4)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small are slower, and on a busy machine far slower, with several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+CASES = [(name, "token") for name in STACKS] + [("all", "sequence"), ("all", "constant")]
+
+
+@pytest.mark.parametrize(("name", "reduction"), CASES)
+def test_split_order_and_padding_do_not_matter(name: str, reduction: str) -> None:
+    specs = STACKS[name]
+    whole = learn(stack(*specs), reduction=reduction)
+    shuffled = torch.randperm(GROUP * TASKS, generator=torch.Generator().manual_seed(5)).tolist()
+    for changes in ({"micro": 1}, {"micro": 5}, {"order": shuffled}, {"order": shuffled, "micro": 7}):
+        same(learn(stack(*specs), reduction=reduction, **changes), whole)
+    for garbage in (3.0, nan):
+        same(learn(stack(*specs), reduction=reduction, micro=4, extra=3, garbage=garbage), whole)
+
+
+def test_the_same_kind_twice_keeps_apart() -> None:
+    twice = stack(("entropy_bonus", {"coef": 0.02}), ("entropy_bonus", {"coef": 0.03}))
+    assert [a.name for a in twice] == ["entropy_bonus", "entropy_bonus#2"]
+    same(learn(twice), learn(stack(("entropy_bonus", {"coef": 0.05}))))
+
+
+@pytest.mark.parametrize("pair", list(permutations(WORKING, 2)), ids=lambda pair: f"{pair[0][0]}-{pair[1][0]}")
+def test_every_pair_stacks(pair: tuple) -> None:
+    out = learn(stack(*pair))
+    assert out.grad.isfinite().all()
+    assert all(out.active(kind) > 0 for kind, _ in pair)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_and_pickle_round_trip(kind: str) -> None:
+    spec = (kind, EXAMPLES[kind][1])
+    (used,), (fresh,) = stack(spec), stack(spec)
+    learn([used])
+    fresh.load_state_dict(json.loads(json.dumps(used.state_dict())))
+    assert fresh.state_dict() == used.state_dict()
+    (copied,) = (pickle.loads(pickle.dumps(fresh)),)
+    same(learn([used], step=1), learn([copied], step=1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_misspelt_and_infinite_options_are_refused(kind: str) -> None:
+    config = shipped()[kind].Config
+    with pytest.raises(ValueError):
+        config(misspelt=1)
+    for name, info in config.model_fields.items():
+        if info.annotation is float:
+            with pytest.raises(ValueError):
+                config(**{name: float("inf")})
