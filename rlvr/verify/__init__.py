@@ -1,1 +1,1 @@
-"""See the package layout in docs/architecture.md."""
+"""Runs verifiers: killable child processes, limits, verdicts."""

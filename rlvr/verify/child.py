@@ -39,10 +39,10 @@ def main(argv: list[str]) -> None:
         os.set_inheritable(fd, False)
     _tie_to_parent(parent)
     requests, replies = os.fdopen(request_fd, "rb"), os.fdopen(reply_fd, "wb")
+    sys.path[:] = _receive(requests) or []  # first, since what follows is unpickled from there
     setup = _receive(requests)
     if setup is None:
         return
-    sys.path[:] = setup["path"]
     for kind, limit in ((resource.RLIMIT_AS, setup["memory"]), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(kind, (limit, limit))
     try:
@@ -181,7 +181,7 @@ def reply_of(value: object) -> Reply:
     key = given.get("answer_key")
     return {
         "score": float(score),
-        "correct": bool(given.get("correct", score >= 1)),
+        "correct": bool(given.get("correct", float(score) >= 1.0)),
         "answer_key": None if key is None else str(key)[:DETAIL],
         "parsed": bool(given.get("parsed", True)),
         "detail": str(given.get("detail", ""))[:DETAIL],

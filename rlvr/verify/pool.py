@@ -77,7 +77,6 @@ class VerifierPool:
         self._default = default or next(iter(verifiers))
         self._cpu_seconds, self._wall_seconds = cpu_seconds, wall_seconds
         self._setup = {
-            "path": [p for p in sys.path if p],
             "memory": memory,
             "verifiers": {name: (spec.found, dict(spec.options)) for name, spec in verifiers.items()},
         }
@@ -229,6 +228,7 @@ class VerifierPool:
             child = self._children[worker] = Child()
         try:
             deadline = time.monotonic() + START_SECONDS
+            child.send([p for p in sys.path if p], deadline=deadline)
             child.send(self._setup, deadline=deadline)
             reply = child.receive(deadline=deadline)
         except (Gone, Late) as loss:

@@ -1,0 +1,105 @@
+"""Generated arithmetic: `3+4*2=?` with worked steps, for a model so small that a CPU trains it from nothing.
+
+A chain of numbers is worked out one operation at a time, products first: `3+4*2=?` is answered `3+8=11`. The
+answer is what follows the last `=` (verifier `exact`). A demonstration gets each step wrong with probability
+`noise` and goes on from the wrong value, so that a model trained on them is right now and then and has
+something to learn. Levels are lengths of chains: `numbers: [2, 3]` is the quickstart's, `[3, 4, 4, 5]` a sparse one.
+
+No prompt is in both splits: its hash decides where it belongs, whatever the options. Licence: none needed.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
+
+from rlvr.errors import DataError
+from rlvr.seeds import stable_seed
+from rlvr.types import Task
+
+EVERY = 4  # one prompt in four is held out
+FACTOR = 9  # numbers beside a `*` are 1..9
+TRIES = 200  # draws without a new prompt after which a level counts as used up
+
+
+class Config(BaseModel, extra="forbid"):
+    numbers: tuple[int, ...] = Field((2, 3), min_length=1)  # lengths of chains, in equal parts (repeat one for more)
+    highest: PositiveInt = 20  # numbers are 1..highest
+    operators: tuple[Literal["+", "-", "*"], ...] = Field(("+", "-", "*"), min_length=1)
+    size: PositiveInt | None = None  # tasks; null: 8192 for training, 256 held out
+    seed: NonNegativeInt = 0
+    noise: float = Field(0.4, ge=0.0, le=1.0)  # wrong steps in demonstrations
+    demos: NonNegativeInt = 4  # per task
+
+
+def load(config: Config, *, split: str, path: str | None) -> Iterable[Task]:
+    """`size` different tasks, levels in turn; ids are the expressions."""
+    if path is not None:
+        raise DataError(f"arithmetic is generated and reads no file, got data.path={path}; leave it out")
+    if min(config.numbers) < 2:
+        raise DataError(f"arithmetic.numbers is {list(config.numbers)}; a chain needs 2 numbers or more")
+    size = config.size or (8192 if split == "train" else 256)
+    rng = random.Random(stable_seed("arithmetic", split, config.seed))
+    seen: set[str] = set()
+    for i in range(size):
+        length = config.numbers[i % len(config.numbers)]
+        chain = _new_chain(config, length, split=split, seen=seen, rng=rng)
+        seen.add(chain)
+        *_, answer = worked(chain, noise=0.0, rng=rng)
+        demos = tuple("=".join(worked(chain, noise=config.noise, rng=rng)) for _ in range(config.demos))
+        yield Task(id=chain, prompt=f"{chain}=?", answer=answer, demos=demos, meta={"numbers": length})
+
+
+def held_out(chain: str) -> bool:
+    """Whether a chain belongs to the eval split; a function of the chain alone."""
+    return stable_seed("arithmetic", chain) % EVERY == 0
+
+
+def _new_chain(config: Config, length: int, *, split: str, seen: set[str], rng: random.Random) -> str:
+    for _ in range(TRIES):
+        chain = _chain(config, length, rng)
+        if chain not in seen and held_out(chain) == (split == "eval"):
+            return chain
+    raise DataError(
+        f"arithmetic has too few chains of {length} numbers up to {config.highest} for size={config.size or 'default'} "
+        f"({len(seen)} tasks made); lower `size`, raise `highest` or allow longer chains in `numbers`"
+    )
+
+
+def _chain(config: Config, length: int, rng: random.Random) -> str:
+    operators = [rng.choice(config.operators) for _ in range(length - 1)]
+    text = ""
+    for i in range(length):
+        beside = (*operators[max(i - 1, 0) : i], *operators[i : i + 1])
+        top = min(FACTOR, config.highest) if "*" in beside else config.highest
+        text += str(rng.randint(1, top)) + "".join(operators[i : i + 1])
+    return text
+
+
+def worked(chain: str, *, noise: float, rng: random.Random) -> list[str]:
+    """What the chain becomes step by step, the last being a number; each step is wrong with probability `noise`."""
+    steps: list[str] = []
+    while not re.fullmatch(r"-?\d+", chain):
+        if match := re.search(r"(?P<a>\d+)(?P<op>\*)(?P<b>\d+)", chain):
+            value = int(match["a"]) * int(match["b"])
+        else:
+            match = re.match(r"(?P<a>-?\d+)(?P<op>[+-])(?P<b>\d+)", chain)
+            assert match is not None, chain
+            value = int(match["a"]) + int(f"{match['op']}{match['b']}")
+        if rng.random() < noise:
+            value = _wrong(value, rng, signed=match["op"] != "*")
+        chain = f"{chain[: match.start()]}{value}{chain[match.end() :]}"
+        steps.append(chain)
+    return steps
+
+
+def _wrong(value: int, rng: random.Random, *, signed: bool) -> int:
+    """A number near `value`; a product stays positive, since `-` is an operator inside a chain."""
+    while True:
+        other = value + rng.choice((-1, 1)) * rng.randint(1, 10)
+        if signed or other >= 0:
+            return other

@@ -1,0 +1,74 @@
+"""Tasks to token ids, and token ids to text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from rlvr.errors import DataError
+from rlvr.recipe import Prompt
+from rlvr.rows import raise_all
+from rlvr.tasks import place
+from rlvr.types import I32, Task
+
+
+class Prompter:
+    """Wraps a transformers tokenizer with the recipe's system prompt and template."""
+
+    def __init__(self, tokenizer: Any, prompt: Prompt) -> None:
+        self._tokenizer = tokenizer
+        self._prompt = prompt
+        self._chat = prompt.chat and bool(tokenizer.chat_template)
+
+    @property
+    def vocab(self) -> int:
+        """Token ids that the tokenizer knows (the model may have a few more, as padding)."""
+        return len(self._tokenizer)
+
+    def text(self, task: Task) -> str:
+        """The prompt as text: through the chat template, or system prompt and contents as plain paragraphs."""
+        messages = self._messages(task)
+        if self._chat:
+            return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return "\n\n".join(m["content"] for m in messages)
+
+    def encode(self, task: Task) -> I32:
+        """Prompt token ids [L]. Raises DataError when there are none or more than `prompt.max_tokens`."""
+        # a chat template writes its own special tokens; plain text gets those of the tokenizer
+        ids = self._tokenizer.encode(self.text(task), add_special_tokens=not self._chat)
+        if not ids:
+            raise DataError(f"dataset {task.source!r}, {place(task)}: the prompt has no tokens; give it some text")
+        if len(ids) > self._prompt.max_tokens:
+            raise DataError(
+                f"dataset {task.source!r}, {place(task)}: the prompt has {len(ids)} tokens, the limit is "
+                f"prompt.max_tokens={self._prompt.max_tokens}; raise the limit or leave the row out"
+            )
+        return np.asarray(ids, dtype=np.int32)
+
+    def decode(self, tokens: I32) -> str:
+        """The text of a response, special tokens left out."""
+        return self._tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
+
+    def check(self, tasks: Iterable[Task]) -> int:
+        """Tokens of the longest prompt. Raises one DataError with the first ten that do not fit and their number."""
+        longest = 0
+        problems: list[str] = []
+        for task in tasks:
+            try:
+                longest = max(longest, len(self.encode(task)))
+            except DataError as error:
+                problems.append(str(error))
+        raise_all(problems)
+        return longest
+
+    def _messages(self, task: Task) -> list[dict[str, str]]:
+        given = [{"role": "user", "content": task.prompt}] if isinstance(task.prompt, str) else task.prompt
+        messages = [dict(m) for m in given]
+        if self._prompt.system is not None and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": self._prompt.system})
+        last = next(m for m in reversed(messages) if m["role"] == "user")
+        # not str.format: templates hold braces of their own, as in \boxed{}
+        last["content"] = self._prompt.template.replace("{prompt}", last["content"])
+        return messages

@@ -1,0 +1,125 @@
+"""Datasets as tasks, and the order in which a run draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from rlvr.catalog import find
+from rlvr.errors import ConfigError, DataError
+from rlvr.plugins import load_plugin
+from rlvr.recipe import Source
+from rlvr.rows import raise_all
+from rlvr.seeds import stable_seed
+from rlvr.types import Task
+
+I64 = npt.NDArray[np.int64]
+GOLDEN = 0.6180339887498949  # fractional part of the golden ratio: its multiples fill [0, 1) most evenly
+BLOCK = 4096
+
+
+def load_tasks(source: Source, *, split: str, project: Path, path: str | None = None) -> list[Task]:
+    """The tasks of one dataset card, in its order, checked.
+
+    `split` is "train" or "eval"; `path` is a local file to read instead of the Hub. Raises ConfigError for an
+    unknown card or option, DataError for rows that cannot be used (all of them at once).
+    """
+    card = load_plugin(find("data", source.name, project=project), source.options, function="load")
+    try:
+        tasks = [_named(task, source.name) for task in card.function(card.config, split=split, path=path)]
+    except DataError as error:
+        raise DataError(f"dataset {source.name!r} ({split}):\n{error}") from error
+    where = f" in {path}" if path else ""
+    if not tasks:
+        raise DataError(f"dataset {source.name!r} ({split}) is empty: no row{where}; expected at least one")
+    raise_all(_problems(tasks), heading=f"dataset {source.name!r} ({split}):")
+    return tasks
+
+
+def _named(task: object, source: str) -> Task:
+    if not isinstance(task, Task):
+        raise ConfigError(f"dataset {source!r}: load() yielded {type(task).__name__}, expected rlvr.types.Task")
+    if task.source:
+        return task
+    return replace(task, source=source)
+
+
+def _problems(tasks: Iterable[Task]) -> list[str]:
+    seen: dict[str, Task] = {}
+    problems: list[str] = []
+    for task in tasks:
+        if not task.answer.strip():
+            problems.append(f"{place(task)}: no answer; every task needs one")
+        if not task.prompt:
+            problems.append(f"{place(task)}: no prompt; every task needs one")
+        if (first := seen.setdefault(task.id, task)) is not task:
+            problems.append(f"{place(task)}: the id was already given to {place(first)}; ids must be unique")
+    return problems
+
+
+def place(task: Task) -> str:
+    """How errors name a task: where its row stands, and its id."""
+    where = task.meta.get("where")
+    return f"{where} (id {task.id!r})" if where else f"row {task.id!r}"
+
+
+class TaskStream:
+    """x ~ D: `draw(index)` is a pure function of (seed, index).
+
+    The sources take turns in proportion to their weights (a golden-ratio sequence: after n draws each is
+    within a few of its share), and each source comes in a new order every epoch, each row once.
+    """
+
+    def __init__(self, sources: Sequence[Sequence[Task]], weights: Sequence[float], seed: int) -> None:
+        """`weights` are positive, one per source."""
+        if not sources or len(sources) != len(weights) or not all(sources) or min(weights) <= 0:
+            raise DataError(
+                f"a mixture needs one positive weight for each of one or more datasets with rows; "
+                f"got {[len(s) for s in sources]} rows with weights {list(weights)}"
+            )
+        self._sources = [tuple(tasks) for tasks in sources]
+        self._edges = np.cumsum(weights) / np.sum(weights)
+        self._seed = seed
+        self._start = (stable_seed(seed, "mixture") % (1 << 52)) / (1 << 52)
+        self._blocks: list[tuple[I64, I64]] = []  # a cache: source and rank of each draw
+        self._taken = [0] * len(self._sources)  # by the blocks so far
+        self._order = lru_cache(maxsize=2 * len(self._sources))(self._shuffled)
+
+    def draw(self, index: int) -> Task:
+        """The task of the run's draw `index` >= 0."""
+        source, rank = self._place(index)
+        tasks = self._sources[source]
+        epoch, position = divmod(rank, len(tasks))
+        return tasks[int(self._order(source, epoch)[position])]
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Which source draw `index` takes, and how many draws took that source before."""
+        if len(self._sources) == 1:
+            return 0, index
+        block, offset = divmod(index, BLOCK)
+        while len(self._blocks) <= block:
+            self._blocks.append(self._next_block())
+        chosen, ranks = self._blocks[block]
+        return int(chosen[offset]), int(ranks[offset])
+
+    def _next_block(self) -> tuple[I64, I64]:
+        k = np.arange(BLOCK) + BLOCK * len(self._blocks)
+        point = (self._start + k * GOLDEN) % 1.0
+        last = len(self._sources) - 1
+        chosen = np.minimum(np.searchsorted(self._edges, point, side="right"), last)
+        ranks = np.empty(BLOCK, dtype=np.int64)
+        for source in range(len(self._sources)):
+            mine = np.flatnonzero(chosen == source)
+            ranks[mine] = self._taken[source] + np.arange(len(mine))
+            self._taken[source] += len(mine)
+        return chosen, ranks
+
+    def _shuffled(self, source: int, epoch: int) -> I64:
+        """A permutation by sorting raw bits, whose stream NumPy guarantees for ever (`permutation` it does not)."""
+        bits = np.random.PCG64(stable_seed(self._seed, "epoch", source, epoch))
+        return np.argsort(bits.random_raw(len(self._sources[source])), kind="stable")
