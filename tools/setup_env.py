@@ -28,7 +28,11 @@ PYTHON = VENV / "bin" / "python"
 TORCH = "2.13.0"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
-WARM = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as B; B().load(verbose=True)"
+WARM = """
+import datasets, deepspeed, ray, transformers, vllm  # the first import compiles them to bytecode
+from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+ShareMemCommBuilder().load(verbose=True)
+"""
 
 
 def say(text: str) -> None:
@@ -123,7 +127,7 @@ def mismatched(found: dict[str, str]) -> list[str]:
 def install(extra: str) -> None:
     """Install the project with its pins, then remove companions that do not fit torch."""
     options = cpu_options() if extra == "cpu" else []
-    run([PYTHON, "-m", "pip", "install", *options, "-e", f".[{extra},dev]"])
+    run([PYTHON, "-m", "pip", "install", "--no-compile", *options, "-e", f".[{extra},dev]"])
     if extra == "cpu" and (wrong := mismatched(versions(["torch", *COMPANIONS]))):
         say(f"removing {', '.join(wrong)}: no build here matches the CPU build of torch, and nothing needs them")
         run([PYTHON, "-m", "pip", "uninstall", "-y", *wrong])
@@ -149,7 +153,7 @@ def main() -> None:
     say(f"installing the `{extra}` and `dev` extras; the first time takes minutes (log: {LOG.relative_to(ROOT)})")
     install(extra)
     if extra == "cpu":
-        say("compiling DeepSpeed's CPU communication operator, once per machine (about 30 s)")
+        say("importing the engines once, and compiling DeepSpeed's CPU operator (about a minute)")
         run([PYTHON, "-c", WARM], DS_ACCELERATOR="cpu")
     STAMP.write_text(json.dumps({"extra": extra, "key": key(extra), "python": sys.version.split()[0]}))
     say(f"done in {time.monotonic() - began:.0f} s")

@@ -58,7 +58,7 @@ ONLY = {
 
 
 def name_of(file: Path) -> str:
-    """The dotted name of a module; `rlvr/track/__init__.py` is `rlvr.track.__init__`, so that `rlvr.track.*` fits it."""
+    """The dotted name of a module; of a package `rlvr.track.__init__`, so that `rlvr.track.*` fits it."""
     dotted = ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts)
     return "rlvr" if dotted == "rlvr.__init__" else dotted
 
