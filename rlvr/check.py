@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlvr import catalog
-from rlvr.config import Resolved, source_of
+from rlvr.config import DEFAULT, Resolved, source_of
 from rlvr.engine.vllm_args import CPU_OWNED, OWNED
 from rlvr.errors import ConfigError
 from rlvr.plugins import load_plugin
@@ -82,8 +82,14 @@ def refuse(resolved: Resolved[Any], *, project: Path, machine: bool = True) -> l
     found = problems(resolved.recipe, project=project, machine=machine)
     errors = [p for p in found if p.level == "error"]
     if errors:
-        raise ConfigError([f"{source_of(p.key, resolved.sources)}: {p.key}: {p.message}" for p in errors])
+        raise ConfigError([f"{place(p.key, resolved)}: {p.key}: {p.message}" for p in errors])
     return found
+
+
+def place(key: str, resolved: Resolved[Any]) -> str:
+    """File and line that a problem is about; the recipe's file where nothing was written for the key."""
+    source = source_of(key, resolved.sources)
+    return str(resolved.path) if source == DEFAULT else source
 
 
 def devices(resources: Resources, *, samplers: int | None = None) -> int:
@@ -337,14 +343,14 @@ def memory(recipe: Recipe | SftRecipe, *, project: Path) -> str | None:
     count = parameters(recipe.model, project=project)
     if count is None:
         return None
-    trainer, sampler = _bytes(recipe, count)
+    trainer, sampler = device_bytes(recipe, count)
     line = f"{count / 1e6:,.1f}M parameters; a trainer holds {trainer / GIB:.2f} GiB"
     if isinstance(recipe, Recipe):
         line += f", a sampler {sampler / GIB:.2f} GiB"
     return f"{line} (before activations and caches)"
 
 
-def _bytes(recipe: Recipe | SftRecipe, count: int) -> tuple[float, float]:
+def device_bytes(recipe: Recipe | SftRecipe, count: int) -> tuple[float, float]:
     """Bytes per trainer rank and per sampler device: AdamW with fp32 master weights, split as ZeRO splits them."""
     size = 2 if recipe.model.dtype == "bfloat16" else 4
     zero = _mapping(recipe.deepspeed.get("zero_optimization"))

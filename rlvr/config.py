@@ -110,12 +110,13 @@ def leaves(recipe: Strict) -> dict[str, Any]:
 
 
 def source_of(key: str, sources: Mapping[str, str]) -> str:
-    """Where a key was written: its own place, else that of the first value below or above it."""
-    below = [place for leaf, place in sources.items() if leaf == key or leaf.startswith(f"{key}.")]
-    written = [place for place in below if place != DEFAULT] or below
-    if written or "." not in key:
-        return written[0] if written else DEFAULT
-    return source_of(key.rpartition(".")[0], sources)
+    """The closest place where something was written for `key`: itself, below it, else in the blocks around it."""
+    while key:
+        near = (place for leaf, place in sources.items() if leaf == key or leaf.startswith(f"{key}."))
+        if (place := next((p for p in near if p != DEFAULT), None)) is not None:
+            return place
+        key = key.rpartition(".")[0]
+    return DEFAULT
 
 
 def _flatten(value: Any, key: tuple[str, ...]) -> Iterator[tuple[str, Any]]:

@@ -44,8 +44,8 @@ def _check(name: str, *, overrides: list[str], machine: bool) -> bool:
     verdict = f"[bold red]{_count(len(errors), 'error')}[/]" if errors else "[bold green]ok[/]"
     console.print(f"{name}: {verdict}, {_needs(resolved.recipe)}")
     for problem in sorted(problems, key=lambda p: p.level):
-        source = config.source_of(problem.key, resolved.sources)
-        console.print(f"  {problem.level}: {problem.key}: {problem.message} [{source}]", markup=False)
+        where = check.place(problem.key, resolved)
+        console.print(f"  {where}: {problem.level}: {problem.key}: {problem.message}", markup=False)
     size = check.memory(resolved.recipe, project=project)
     if size:
         console.print(f"  {size}", markup=False)
