@@ -52,7 +52,7 @@ def command(
     file.write_text(json.dumps(outcome(recipe, results, wall=time.perf_counter() - started), indent=1) + "\n")
     console = Console(highlight=False)
     console.print(table(results))
-    console.print(Text(f"written to {file}"))
+    console.print(Text(f"written to {file}"), soft_wrap=True)
 
 
 def resolve(target: str, *, names: Sequence[str], overrides: Sequence[str], project: Path) -> tuple[Recipe, Path]:

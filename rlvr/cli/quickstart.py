@@ -26,7 +26,7 @@ def command() -> None:
     summary = report(folder, wall=time.perf_counter() - since)
     console.print(table(summary))
     for line in closing(summary, folder):
-        console.print(Text(line))
+        console.print(Text(line), soft_wrap=True)
 
 
 def base(console: Console) -> None:
@@ -52,7 +52,8 @@ def train(console: Console) -> Path:
 
     started = time.perf_counter()
     project = Path.cwd()
-    resolved = config.load(RECIPE, project=project)
+    steps = config.load(RECIPE, project=project).recipe.steps
+    resolved = config.load(RECIPE, overrides=[f"evaluate.every={steps}"], project=project)
     check.refuse(resolved, project=project)
     outcome = asyncio.run(run_training(resolved, project=project, since=started))
     if outcome.stopped and outcome.step < outcome.steps:
