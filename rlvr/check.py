@@ -167,7 +167,10 @@ def _plugin(
     try:
         load_plugin(catalog.find(folder, plugin.name, project=project), plugin.options, function=function)
     except ConfigError as wrong:
-        yield from (error(key, text) for text in wrong.problems)
+        for text in wrong.problems:  # "NAME.option: what is wrong" where it is about an option
+            option, colon, rest = text.removeprefix(f"{plugin.name}.").partition(": ")
+            about_option = colon and text.startswith(f"{plugin.name}.")
+            yield error(f"{key}.{option}", rest) if about_option else error(key, text)
 
 
 def _prompt(prompt: Prompt) -> Iterator[Problem]:

@@ -173,11 +173,11 @@ def test_plugins_and_their_options(tmp_path: Path) -> None:
         explore=[{"kind": "clip_cov", "ration": 1}],
     )
     assert [line.partition(":")[0] for line in found] == [
-        "error data.train.0", "error data.eval.0", "error verifier", "error explore.0.ration",
+        "error data.train.0", "error data.eval.0.promt", "error verifier.lowre", "error explore.0.ration",
     ]  # fmt: skip
     assert "unknown dataset 'gsm9k', did you mean 'gsm8k'?" in found[0]
-    assert found[1].endswith("jsonl.promt: unknown key, did you mean 'prompt'?")
-    assert found[2].endswith("template.lowre: unknown key, did you mean 'lower'?")
+    assert found[1].endswith(": unknown key, did you mean 'prompt'?")
+    assert found[2].endswith(": unknown key, did you mean 'lower'?")
     assert found[3].endswith("unknown key, did you mean 'ratio'?")
 
 

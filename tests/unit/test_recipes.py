@@ -8,6 +8,7 @@ import pytest
 
 from rlvr import catalog, check, config
 from rlvr.recipe import Recipe, SftRecipe
+from rlvr.tasks import load_tasks
 
 FOLDER = catalog.shipped("recipes")
 RECIPES = [p for p in sorted(FOLDER.rglob("*.yaml")) if p.name != "base.yaml"]
@@ -57,11 +58,8 @@ def test_the_base_that_a_recipe_starts_from_is_the_one_that_is_built(name: str, 
     assert made.model.scratch is not None
     assert recipe.prompt.max_tokens + recipe.sampling.max_tokens <= made.model.scratch.max_len
     assert (made.prompt, made.model.dtype) == (recipe.prompt, recipe.model.dtype)
-    train = made.data.train[0]
-    assert (train.name, train.options.get("numbers")) == (
-        recipe.data.train[0].name,
-        recipe.data.train[0].options.get("numbers"),
-    )
+    tasks = [[(s.name, s.options.get("numbers"), s.options.get("size")) for s in r.data.train] for r in (made, recipe)]
+    assert tasks[0] == tasks[1]
 
 
 def test_every_recipe_is_in_the_table_with_its_command() -> None:
@@ -99,3 +97,13 @@ def test_one_recipe_for_each_shipped_addon_and_one_that_stacks_them() -> None:
     assert {"clip_cov", "entropy_bonus", "length_reward", "temperature_schedule"} <= {
         a.kind for a in training("explore/stack_quickstart.yaml").explore
     }
+
+
+@pytest.mark.parametrize("name", ["quickstart.yaml", "sft/arithmetic_base.yaml"])
+def test_the_quickstarts_tasks_can_be_made(name: str) -> None:
+    data = read(name).recipe.data
+    train = [load_tasks(source, split="train", project=FOLDER.parent) for source in data.train]
+    held_out = [load_tasks(source, split="eval", project=FOLDER.parent) for source in data.eval]
+    assert [len(tasks) for tasks in train] == [512, 4096]
+    assert [len(tasks) for tasks in held_out] == ([256] if name == "quickstart.yaml" else [])
+    assert not {t.prompt for tasks in train for t in tasks} & {t.prompt for tasks in held_out for t in tasks}
