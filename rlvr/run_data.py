@@ -47,7 +47,7 @@ def read_data(recipe: Recipe, *, project: Path) -> RunData:
     prompter = Prompter(tokenizer, recipe.prompt)
     train, held_out = train_tasks(recipe.data, project=project), eval_tasks(recipe, project=project)
     tasks = [t for some in (*train, *held_out.values()) for t in some]
-    longest = max(len(prompter.encode(t)) for t in tasks)
+    longest = prompter.check(tasks)
     specs = verifier_specs(recipe.verifier, tasks, project=project)
     pool = VerifierPool(
         specs, processes=recipe.resources.verifiers, cpu_seconds=recipe.limits.verify_cpu,
@@ -58,7 +58,7 @@ def read_data(recipe: Recipe, *, project: Path) -> RunData:
         raise DataError("\n".join(some(problems)))
     weights = [source.weight for source in recipe.data.train]
     return RunData(
-        model_path=model_path, prompter=prompter, stream=TaskStream(train, weights, recipe.seed),
+        model_path=model_path, prompter=prompter, stream=TaskStream(train, weights, seed=recipe.seed),
         eval_sets=held_out, verifiers=pool, digests=plugin_digests(recipe, specs=specs, project=project),
         longest_prompt=longest,
     )
