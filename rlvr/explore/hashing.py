@@ -13,18 +13,20 @@ from rlvr.types import F32, Bool
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def uniform(seed: int, key: str, length: int) -> npt.NDArray[np.float64]:
-    """Uniform numbers in [0, 1), one per token of the row `key`, [L].
+def splitmix64(state: int, count: int) -> npt.NDArray[np.uint64]:
+    """The first `count` outputs of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) from `state`, [count].
 
-    The first `length` outputs of SplitMix64 (Steele et al., OOPSLA 2014) started at a hash of (seed, key): a
-    counter-based stream, so token t has the same number however long the row is.
+    Output i depends on `state` and i alone, so a prefix of a longer row has the same numbers.
     """
-    with np.errstate(over="ignore"):
-        x = np.uint64(stable_seed(seed, key)) + np.arange(1, length + 1, dtype=np.uint64) * GOLDEN
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    x = np.uint64(state) + np.arange(1, count + 1, dtype=np.uint64) * GOLDEN  # arrays wrap around silently
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def uniform(seed: int, key: str, length: int) -> npt.NDArray[np.float64]:
+    """Uniform numbers in [0, 1), one per token of the row `key`, [L]."""
+    return (splitmix64(stable_seed(seed, key), length) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def random_subset(candidates: Sequence[Bool], *, keys: Sequence[str], k: int, seed: int) -> list[F32]:
