@@ -28,9 +28,9 @@ TRIES = 200  # draws without a new prompt after which a level counts as used up
 
 class Config(BaseModel, extra="forbid"):
     numbers: tuple[int, ...] = Field((2, 3), min_length=1)  # lengths of chains, in equal parts (repeat one for more)
-    highest: PositiveInt = 20  # numbers are 1..highest
+    highest: PositiveInt = 50  # numbers are 1..highest
     operators: tuple[Literal["+", "-", "*"], ...] = Field(("+", "-", "*"), min_length=1)
-    size: PositiveInt | None = None  # tasks; null: 8192 for training, 256 held out
+    size: PositiveInt | None = None  # tasks; null: 6000 for training, 256 held out
     seed: NonNegativeInt = 0
     noise: float = Field(0.4, ge=0.0, le=1.0)  # wrong steps in demonstrations
     demos: NonNegativeInt = 4  # per task
@@ -42,7 +42,7 @@ def load(config: Config, *, split: str, path: str | None) -> Iterable[Task]:
         raise DataError(f"arithmetic is generated and reads no file, got data.path={path}; leave it out")
     if min(config.numbers) < 2:
         raise DataError(f"arithmetic.numbers is {list(config.numbers)}; a chain needs 2 numbers or more")
-    size = config.size or (8192 if split == "train" else 256)
+    size = config.size or (6000 if split == "train" else 256)
     rng = random.Random(stable_seed("arithmetic", split, config.seed))
     seen: set[str] = set()
     for i in range(size):

@@ -25,8 +25,8 @@ MARKS = re.compile(r"<<[^<>]*>>")
 def load(config: None, *, split: str, path: str | None) -> Iterable[Task]:
     """The whole split, in its order; ids are `<split>/<row>` counted from 1."""
     part = SPLITS[split]
-    rows = read_jsonl(_local(path, split)) if path else read_hub("openai/gsm8k", "main", split=part, local=f"gsm8k_{part}.jsonl")
-    return build_tasks(rows, partial(_task, part=part))
+    hub = read_hub("openai/gsm8k", "main", split=part, local=f"gsm8k_{part}.jsonl")
+    return build_tasks(read_jsonl(_local(path, split)) if path else hub, partial(_task, part=part))
 
 
 def _local(path: str, split: str) -> Path:

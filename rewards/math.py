@@ -33,7 +33,7 @@ LATEX = LatexExtractionConfig(
     boxed_match_priority=0,
 )
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:(?P<brace>\{)|(?P<bare>[^\s{}$]+))")
-ANCHOR = re.compile(r"(?:####|\banswer\s*(?:is|:|=)[ :]*|^A:)[ \t]*(?P<rest>[^\n]*)", re.IGNORECASE | re.MULTILINE)
+ANCHOR = re.compile(r"(?:####|\banswer\s*(?:is|:|=)[ :]*|^A:)[ \t]*(?=(?P<rest>[^\n]*))", re.IGNORECASE | re.MULTILINE)
 INLINE = re.compile(r"\s*(?:\$\$?(.+?)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\])")
 
 SPACING = re.compile(r"\\[,;:! ]|\\q?quad\b|~|\\left(?![a-z])|\\right(?![a-z])|\\displaystyle\b|\*\*|\$|\\[()\[\]]")
@@ -75,7 +75,7 @@ class Answer:
 
 
 def verify(response: str, answer: str, task: Mapping[str, Any]) -> dict[str, Any]:
-    """Score 1 or 0 with the canonical answer: one key for all that is right."""
+    """Score 1 or 0 with the canonical answer: one key for all that is right, never that key for what is wrong."""
     found, boxes = final_answer(response)
     detail = f"{boxes} boxes, the last one counts" if boxes > 1 else ""
     given = read(found) if found is not None else None
@@ -86,9 +86,11 @@ def verify(response: str, answer: str, task: Mapping[str, Any]) -> dict[str, Any
         raise ValueError(f"gold answer {answer!r} cannot be read")
     why = differs(gold, given, problem=_text_of(task["prompt"]))
     readable = given.kind != "formula" or bool(formula(given.body))
-    key = answer_key(given if why else gold) if readable else None
+    key = answer_key(gold)
+    if why:
+        key = found if not readable or answer_key(given) == key else answer_key(given)
     detail = "; ".join(filter(None, (why, detail)))
-    return {"score": float(not why), "parsed": readable, "answer_key": key, "detail": detail}
+    return {"score": float(not why), "parsed": readable, "answer_key": key if readable else None, "detail": detail}
 
 
 def check_answer(answer: str, config: None) -> str | None:
@@ -100,7 +102,7 @@ def check_answer(answer: str, config: None) -> str | None:
         return None
     if not formula(gold.body):
         return "math-verify finds no mathematical expression in it"
-    return differs(gold, gold, problem="")
+    return differs(gold, gold, problem="") or None
 
 
 def final_answer(response: str) -> tuple[str | None, int]:

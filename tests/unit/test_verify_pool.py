@@ -212,7 +212,7 @@ async def test_a_task_names_its_own_verifier(project: Path) -> None:
     with VerifierPool(both, processes=1) as pool:
         assert (await one(pool, "1", verifier="plain")).correct
         assert not (await one(pool, "1")).correct
-        with pytest.raises(VerifierError, match="'plainn'.*loaded are: nasty, plain"):
+        with pytest.raises(VerifierError, match=r"'plainn'.*loaded are: nasty, plain"):
             await one(pool, "1", verifier="plainn")
 
 
@@ -286,7 +286,8 @@ def test_children_die_with_the_trainer(project: Path) -> None:
     )
     root = str(Path(__file__).parents[2])
     command = [sys.executable, "-c", code, str(project)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": root}) as trainer:
+    environment = {**os.environ, "PYTHONPATH": root}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as trainer:
         assert trainer.stdout is not None
         pid = int(trainer.stdout.readline())
         assert alive(pid)
