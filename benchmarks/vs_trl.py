@@ -43,13 +43,19 @@ def main() -> None:
             for name, changes in ROWS.items():
                 steps = ours(completions, args.steps, changes) if changes else trl(completions, args.steps)
                 seconds.setdefault((completions, name), []).extend(steps[WARMUP:])
-                print(f"repeat {repeat}: {completions} {name}: {statistics.median(steps[WARMUP:]):.2f} s a step", flush=True)
+                print(
+                    f"repeat {repeat}: {completions} {name}: {statistics.median(steps[WARMUP:]):.2f} s a step",
+                    flush=True,
+                )
     print(table(seconds, args.completions))
 
 
 def table(seconds: dict[tuple[int, str], list[float]], sizes: list[int]) -> str:
     """Median completions per second and the ratio to TRL."""
-    lines = ["| completions a step | stack | seconds a step (median, quartiles) | completions/s | against TRL |", "|---|---|---|---|---|"]
+    lines = [
+        "| completions a step | stack | seconds a step (median, quartiles) | completions/s | against TRL |",
+        "|---|---|---|---|---|",
+    ]
     for size in sizes:
         peer = size / statistics.median(seconds[size, "TRL"])
         for name in ROWS:
@@ -67,9 +73,17 @@ def ours(completions: int, steps: int, changes: dict[str, Any]) -> list[float]:
     run = Path("runs/bench-vs-trl")
     shutil.rmtree(run, ignore_errors=True)
     overrides = {
-        "run": run.name, "steps": steps, "prompts": completions // GROUP, "group": GROUP, "minibatches": UPDATES,
-        "sampling.max_tokens": MAX_TOKENS, "keep": "all", "evaluate.every": 0, "checkpoint.every": 0,
-        "track.tensorboard": "false", **changes,
+        "run": run.name,
+        "steps": steps,
+        "prompts": completions // GROUP,
+        "group": GROUP,
+        "minibatches": UPDATES,
+        "sampling.max_tokens": MAX_TOKENS,
+        "keep": "all",
+        "evaluate.every": 0,
+        "checkpoint.every": 0,
+        "track.tensorboard": "false",
+        **changes,
     }
     words = [f"{key}={value}" for key, value in overrides.items()]
     subprocess.run([sys.executable, "-m", "rlvr", "train", "quickstart", *words], check=True, stdout=subprocess.DEVNULL)
@@ -81,8 +95,14 @@ def ours(completions: int, steps: int, changes: dict[str, Any]) -> list[float]:
 def trl(completions: int, steps: int) -> list[float]:
     """The same from a process of TRL's."""
     command = [sys.executable, __file__, "--trl-child", str(completions), "--steps", str(steps)]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+    environment = os.environ | {
+        "CUDA_VISIBLE_DEVICES": "",
+        "ACCELERATE_USE_CPU": "true",
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+    }
+    done = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    )
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -114,15 +134,32 @@ def trl_steps(completions: int, steps: int) -> list[float]:
             ends.append(time.perf_counter())
 
     settings = GRPOConfig(
-        output_dir="runs/bench-trl-peer", use_cpu=True, bf16=False, report_to=[], save_strategy="no", logging_steps=1000,
-        per_device_train_batch_size=completions // UPDATES, gradient_accumulation_steps=1, steps_per_generation=UPDATES,
-        num_generations=GROUP, max_completion_length=MAX_TOKENS, max_steps=steps * UPDATES, beta=0.0,
-        temperature=recipe.sampling.temperature, learning_rate=recipe.optimizer.lr, disable_tqdm=True,
-        gradient_checkpointing=False, seed=0,
+        output_dir="runs/bench-trl-peer",
+        use_cpu=True,
+        bf16=False,
+        report_to=[],
+        save_strategy="no",
+        logging_steps=1000,
+        per_device_train_batch_size=completions // UPDATES,
+        gradient_accumulation_steps=1,
+        steps_per_generation=UPDATES,
+        num_generations=GROUP,
+        max_completion_length=MAX_TOKENS,
+        max_steps=steps * UPDATES,
+        beta=0.0,
+        temperature=recipe.sampling.temperature,
+        learning_rate=recipe.optimizer.lr,
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+        seed=0,
     )
     trainer = GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(BASE), reward_funcs=reward, args=settings,
-        train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[Clock()],
+        model=AutoModelForCausalLM.from_pretrained(BASE),
+        reward_funcs=reward,
+        args=settings,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=[Clock()],
     )
     ends[0] = time.perf_counter()
     trainer.train()

@@ -62,9 +62,7 @@ def split_updates(groups: int, *, minibatches: int, epochs: int, seed: int) -> l
     return updates
 
 
-def micro_batches(
-    lengths: Sequence[int], *, ranks: int, token_budget: int
-) -> list[list[tuple[int, ...]]]:
+def micro_batches(lengths: Sequence[int], *, ranks: int, token_budget: int) -> list[list[tuple[int, ...]]]:
     """Positions of the rows of each micro-batch of each rank: `[rank][micro]`.
 
     Rows of similar length share a micro-batch of at most `token_budget` padded tokens (one row may exceed it

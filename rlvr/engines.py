@@ -42,8 +42,15 @@ async def start_engines(
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(ray_session(address=resources.address, cpus=_cpus(resources)))
         pool = sampler_pool(
-            resources, limits, model_path=model_path, dtype=recipe.model.dtype, max_len=max_len, seed=recipe.seed,
-            overrides=recipe.vllm, trust_remote_code=recipe.model.trust_remote_code, revision=recipe.model.revision,
+            resources,
+            limits,
+            model_path=model_path,
+            dtype=recipe.model.dtype,
+            max_len=max_len,
+            seed=recipe.seed,
+            overrides=recipe.vllm,
+            trust_remote_code=recipe.model.trust_remote_code,
+            revision=recipe.model.revision,
         )
         policy, specs = _policy(recipe, model_path=model_path, resume=resume, project=project)
         await asyncio.gather(pool.start(), policy.start(specs, limit=limits.start))
@@ -65,33 +72,60 @@ async def start_engines(
 
 @asynccontextmanager
 async def sampler_only(
-    *, model_path: str, dtype: str, max_len: int, seed: int, resources: Resources, limits: Limits,
-    overrides: Mapping[str, Any], trust_remote_code: bool = False,
+    *,
+    model_path: str,
+    dtype: str,
+    max_len: int,
+    seed: int,
+    resources: Resources,
+    limits: Limits,
+    overrides: Mapping[str, Any],
+    trust_remote_code: bool = False,
 ) -> AsyncIterator[SamplerPool]:
     """Samplers with the weights of a folder, for evaluation."""
     async with ray_session(address=resources.address, cpus=_cpus(resources)):
         pool = sampler_pool(
-            resources, limits, model_path=model_path, dtype=dtype, max_len=max_len, seed=seed, overrides=overrides,
-            trust_remote_code=trust_remote_code, revision=None,
+            resources,
+            limits,
+            model_path=model_path,
+            dtype=dtype,
+            max_len=max_len,
+            seed=seed,
+            overrides=overrides,
+            trust_remote_code=trust_remote_code,
+            revision=None,
         )
         await pool.start()
         yield pool
 
 
 def sampler_pool(
-    resources: Resources, limits: Limits, *, model_path: str, dtype: str, max_len: int, seed: int,
-    overrides: Mapping[str, Any], trust_remote_code: bool, revision: str | None,
+    resources: Resources,
+    limits: Limits,
+    *,
+    model_path: str,
+    dtype: str,
+    max_len: int,
+    seed: int,
+    overrides: Mapping[str, Any],
+    trust_remote_code: bool,
+    revision: str | None,
 ) -> SamplerPool:
     """The replicas as actors, not yet started."""
     from rlvr.engine.vllm_args import environment
 
     env = environment(resources.device, threads=resources.threads)
     spec = {
-        "model_path": model_path, "dtype": dtype, "device": resources.device, "seed": seed,
+        "model_path": model_path,
+        "dtype": dtype,
+        "device": resources.device,
+        "seed": seed,
         "max_len": max(max_len, 2 * block_size(resources, overrides) + 8),
-        "tensor_parallel": resources.tensor_parallel, "transport": transport(resources),
+        "tensor_parallel": resources.tensor_parallel,
+        "transport": transport(resources),
         "overrides": {"block_size": block_size(resources, overrides)} | dict(overrides),
-        "trust_remote_code": trust_remote_code, "revision": revision,
+        "trust_remote_code": trust_remote_code,
+        "revision": revision,
     }
     gpus = 0.0 if resources.device == "cpu" else 0.5 if resources.colocate else float(resources.tensor_parallel)
 
@@ -111,11 +145,25 @@ def _policy(recipe: Recipe, *, model_path: str, resume: str, project: Path) -> t
     ranks = [RankActor.options(num_cpus=0, num_gpus=gpus).remote(env) for _ in range(r.trainers)]
     specs = [
         PolicySpec(
-            model_path=model_path, dtype=model.dtype, gradient_checkpointing=model.gradient_checkpointing,
-            trust_remote_code=model.trust_remote_code, revision=model.revision, device=r.device,
-            optimizer=recipe.optimizer, deepspeed=recipe.deepspeed, objective=recipe.objective, kl=recipe.kl,
-            addons=recipe.explore, project=str(project), reference=recipe.kl.coef > 0, seed=recipe.seed,
-            rank=rank, world_size=r.trainers, master_addr="", master_port=0, threads=r.threads,
+            model_path=model_path,
+            dtype=model.dtype,
+            gradient_checkpointing=model.gradient_checkpointing,
+            trust_remote_code=model.trust_remote_code,
+            revision=model.revision,
+            device=r.device,
+            optimizer=recipe.optimizer,
+            deepspeed=recipe.deepspeed,
+            objective=recipe.objective,
+            kl=recipe.kl,
+            addons=recipe.explore,
+            project=str(project),
+            reference=recipe.kl.coef > 0,
+            seed=recipe.seed,
+            rank=rank,
+            world_size=r.trainers,
+            master_addr="",
+            master_port=0,
+            threads=r.threads,
         )
         for rank in range(r.trainers)
     ]

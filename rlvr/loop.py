@@ -97,9 +97,7 @@ async def explore(loop: Loop, draw: int) -> Group:
     for addon in loop.addons:
         task = addon.tasks(task, draw)
     s = recipe.sampling
-    sampling = Sampling(
-        temperature=s.temperature, top_p=s.top_p, top_k=s.top_k, max_tokens=s.max_tokens, stop=s.stop
-    )
+    sampling = Sampling(temperature=s.temperature, top_p=s.top_p, top_k=s.top_k, max_tokens=s.max_tokens, stop=s.stop)
     group = await loop.sample(Draw(task=task, index=draw, step=loop.step, group=recipe.group, sampling=sampling))
     for addon in loop.addons:
         group = await addon.guide(group, loop.context)
@@ -127,8 +125,15 @@ async def learn(loop: Loop, groups: Sequence[Group], streamed: Streamed) -> Metr
     for i, members in enumerate(split):
         index = [row for g in members for row in table[g]]
         batch, plan, said = await make_update(
-            rows, index, policy=loop.policy, recipe=recipe, addons=loop.addons, old=streamed.old,
-            step=loop.step, update=loop.update, first=i == 0,
+            rows,
+            index,
+            policy=loop.policy,
+            recipe=recipe,
+            addons=loop.addons,
+            old=streamed.old,
+            step=loop.step,
+            update=loop.update,
+            first=i == 0,
         )
         collected.append(said | await loop.policy.step(batch, plan))
         loop.update += 1

@@ -59,8 +59,15 @@ class RunObserver:
         )
         for name in names:
             result = await evaluate(
-                self.eval_sets[name], dataset=name, sampler=self.sampler, verifiers=self.verifiers,
-                encoder=self.encoder, sampling=sampling, n=e.n, ks=e.k, seed=self.recipe.seed,
+                self.eval_sets[name],
+                dataset=name,
+                sampler=self.sampler,
+                verifiers=self.verifiers,
+                encoder=self.encoder,
+                sampling=sampling,
+                n=e.n,
+                ks=e.k,
+                seed=self.recipe.seed,
                 limit=self.recipe.limits.group,
             )
             self.tracker.evaluation(result.record(step))
@@ -84,7 +91,10 @@ class RunObserver:
             "digests": dict(self.digests),
         }
         await checkpoint.save(
-            self.folder.checkpoints, step=loop.step, state=state, buffer=loop.buffer.state_dict(),
+            self.folder.checkpoints,
+            step=loop.step,
+            state=state,
+            buffer=loop.buffer.state_dict(),
             policy=loop.policy.save,
         )
         self.last_saved = loop.step

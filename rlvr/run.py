@@ -90,8 +90,12 @@ async def run_training(resolved: config.Resolved[Recipe], *, project: Path, sinc
         data = await asyncio.to_thread(read_data, recipe, project=project)
         folder.recipe.write_text(config.dump(recipe), encoding="utf-8")
         with open_tracker(
-            folder, display=make_display(recipe.steps, title=recipe.run), resume=saved.step if saved else None,
-            tensorboard=recipe.track.tensorboard, wandb=recipe.track.wandb, config=recipe.model_dump(mode="json"),
+            folder,
+            display=make_display(recipe.steps, title=recipe.run),
+            resume=saved.step if saved else None,
+            tensorboard=recipe.track.tensorboard,
+            wandb=recipe.track.wandb,
+            config=recipe.model_dump(mode="json"),
             since=since,
         ) as tracker:
             command = f"rlvr train {shlex.quote(str(resolved.path))} run={recipe.run}"
@@ -99,8 +103,14 @@ async def run_training(resolved: config.Resolved[Recipe], *, project: Path, sinc
 
 
 async def _run(
-    recipe: Recipe, folder: RunDir, tracker: Tracker, data: RunData, saved: checkpoint.Saved | None, *,
-    project: Path, command: str,
+    recipe: Recipe,
+    folder: RunDir,
+    tracker: Tracker,
+    data: RunData,
+    saved: checkpoint.Saved | None,
+    *,
+    project: Path,
+    command: str,
 ) -> Outcome:
     async with AsyncExitStack() as stack:
         verifiers = stack.enter_context(data.verifiers)
@@ -108,8 +118,12 @@ async def _run(
         note(f"starting {recipe.resources.trainers} trainer rank(s) and {recipe.resources.samplers} sampler(s) ...")
         engines = await stack.enter_async_context(
             start_engines(
-                recipe, model_path=data.model_path, max_len=data.longest_prompt + recipe.sampling.max_tokens,
-                run=recipe.run, resume=command, project=project,
+                recipe,
+                model_path=data.model_path,
+                max_len=data.longest_prompt + recipe.sampling.max_tokens,
+                run=recipe.run,
+                resume=command,
+                project=project,
             )
         )
         addons = catalog.build_addons(recipe.explore, seed=recipe.seed, project=project)
@@ -118,13 +132,19 @@ async def _run(
             recipe, folder, tracker, engines.pool, verifiers, data.prompter, data.eval_sets, data.digests
         )
         loop = Loop(
-            recipe=recipe, tasks=data.stream.draw, policy=engines.policy, sync=engines.sync, context=context,
+            recipe=recipe,
+            tasks=data.stream.draw,
+            policy=engines.policy,
+            sync=engines.sync,
+            context=context,
             sample=compose(addons, flat_groups(engines.pool, verifiers, data.prompter, seed=recipe.seed)),
             buffer=Buffer(
-                slots=(recipe.max_lag + 1) * recipe.prompts, group_limit=recipe.limits.group,
+                slots=(recipe.max_lag + 1) * recipe.prompts,
+                group_limit=recipe.limits.group,
                 max_dropped=recipe.max_draws * recipe.prompts,
             ),
-            observer=observer, addons=addons,
+            observer=observer,
+            addons=addons,
         )
         if saved is not None:
             await restore(loop, saved, observer)
@@ -187,8 +207,13 @@ async def shake_hands(engines: Engines, recipe: Recipe, *, vocab: int, version: 
         4, length=2 * engines.block + 5, vocab=vocab, seed=stable_seed(recipe.seed, "handshake")
     )
     measured = await handshake(
-        engines.policy, engines.sync, engines.pool.replicas, tolerance=TOLERANCE[recipe.model.dtype],
-        sequences=sequences, version=version, seed=stable_seed(recipe.seed, "handshake"),
+        engines.policy,
+        engines.sync,
+        engines.pool.replicas,
+        tolerance=TOLERANCE[recipe.model.dtype],
+        sequences=sequences,
+        version=version,
+        seed=stable_seed(recipe.seed, "handshake"),
     )
     gap = max((v for k, v in measured.items() if "gap" in k), default=float("nan"))
     return f"handshake: sampler and trainer agree to {gap:.1e} ({time.perf_counter() - started:.1f} s)"
@@ -206,6 +231,9 @@ def same_recipe(folder: RunDir, recipe: Recipe) -> None:
     if changed:
         free = ", ".join(sorted(FREE))
         raise ConfigError(
-            [*changed, f"A run resumes with the recipe that it was started with (only {free} may change). Choose "
-             f"another name with run=NAME; `checkpoint.start_from={folder.path}` begins from these weights."]
+            [
+                *changed,
+                f"A run resumes with the recipe that it was started with (only {free} may change). Choose "
+                f"another name with run=NAME; `checkpoint.start_from={folder.path}` begins from these weights.",
+            ]
         )

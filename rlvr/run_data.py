@@ -50,7 +50,9 @@ def read_data(recipe: Recipe, *, project: Path) -> RunData:
     longest = prompter.check(tasks)
     specs = verifier_specs(recipe.verifier, tasks, project=project)
     pool = VerifierPool(
-        specs, processes=recipe.resources.verifiers, cpu_seconds=recipe.limits.verify_cpu,
+        specs,
+        processes=recipe.resources.verifiers,
+        cpu_seconds=recipe.limits.verify_cpu,
         wall_seconds=recipe.limits.verify_wall,
     )
     if problems := pool.check_answers(tasks):
@@ -58,8 +60,12 @@ def read_data(recipe: Recipe, *, project: Path) -> RunData:
         raise DataError("\n".join(some(problems)))
     weights = [source.weight for source in recipe.data.train]
     return RunData(
-        model_path=model_path, prompter=prompter, stream=TaskStream(train, weights, seed=recipe.seed),
-        eval_sets=held_out, verifiers=pool, digests=plugin_digests(recipe, specs=specs, project=project),
+        model_path=model_path,
+        prompter=prompter,
+        stream=TaskStream(train, weights, seed=recipe.seed),
+        eval_sets=held_out,
+        verifiers=pool,
+        digests=plugin_digests(recipe, specs=specs, project=project),
         longest_prompt=longest,
     )
 

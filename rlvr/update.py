@@ -29,9 +29,7 @@ class Streamed:
     old: Streams | None  # by row of the step, names as in `measures`; None when no forward was needed
 
 
-async def with_streams(
-    groups: Sequence[Group], policy: Policy, recipe: Recipe, addons: Sequence[AddOn]
-) -> Streamed:
+async def with_streams(groups: Sequence[Group], policy: Policy, recipe: Recipe, addons: Sequence[AddOn]) -> Streamed:
     """Measure what credit, the loss and the add-ons need, once, with the weights at the start of the step.
 
     With a single update the old log-probs are the update's own, so nothing is measured unless asked for.
@@ -94,7 +92,11 @@ async def make_update(
     elif measures:
         stats = await policy.measure(batch, measures)
     view = Update(
-        rows=batch.picked, stats=stats, update=update, step=step, seed=stable_seed(recipe.seed, "update", update),
+        rows=batch.picked,
+        stats=stats,
+        update=update,
+        step=step,
+        seed=stable_seed(recipe.seed, "update", update),
         clip=(objective.low, objective.high),
     )
     scalars: dict[str, Mapping[str, float]] = {}

@@ -29,8 +29,11 @@ def make_group(
     rows = []
     for i, (score, error, finish, n) in enumerate(zip(scores, errors, finishes, lengths, strict=True)):
         done = Completion(
-            key=f"{draw}/{i}", tokens=np.arange(n, dtype=np.int32) + 5 + i, finish=finish,
-            logprobs=np.full(n, -0.5 - 0.1 * i, dtype=np.float32), versions=np.full(n, version, dtype=np.int32),
+            key=f"{draw}/{i}",
+            tokens=np.arange(n, dtype=np.int32) + 5 + i,
+            finish=finish,
+            logprobs=np.full(n, -0.5 - 0.1 * i, dtype=np.float32),
+            versions=np.full(n, version, dtype=np.int32),
         )
         verdict = Verdict(score=score, correct=score > 0.5, error=error)
         rows.append(trajectory(tokens, done, f"text {i}", verdict, temperature=1.0))

@@ -54,7 +54,10 @@ def test_updates_take_every_group_once_an_epoch(groups: int, minibatches: int, e
 
 
 def test_epochs_have_orders_of_their_own() -> None:
-    first, second = split_updates(16, minibatches=2, epochs=2, seed=3)[:2], split_updates(16, minibatches=2, epochs=2, seed=3)[2:]
+    first, second = (
+        split_updates(16, minibatches=2, epochs=2, seed=3)[:2],
+        split_updates(16, minibatches=2, epochs=2, seed=3)[2:],
+    )
     assert first != second
 
 

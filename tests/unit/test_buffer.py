@@ -15,7 +15,9 @@ def buffer(slots: int, **changes: float) -> Buffer:
     return Buffer(slots=slots, group_limit=changes.get("limit", 5.0), max_dropped=int(changes.get("max_dropped", 100)))
 
 
-async def collect(slots: int, prompts: int, steps: int, *, seed: int, drop_every: int = 0) -> list[list[tuple[int, int]]]:
+async def collect(
+    slots: int, prompts: int, steps: int, *, seed: int, drop_every: int = 0
+) -> list[list[tuple[int, int]]]:
     """(draw, step at which it was started) of every taken group, with random delays."""
     rng, buf, step = random.Random(seed), buffer(slots), 0
 

@@ -74,7 +74,13 @@ class Recorder:
 
 
 def recipe(**changes: Any) -> Recipe:
-    base: dict[str, Any] = {"steps": 5, "prompts": 4, "group": 2, "model": {"path": "x"}, "data": {"train": [{"name": "t"}]}}
+    base: dict[str, Any] = {
+        "steps": 5,
+        "prompts": 4,
+        "group": 2,
+        "model": {"path": "x"},
+        "data": {"train": [{"name": "t"}]},
+    }
     return Recipe.model_validate(base | changes)
 
 
@@ -92,8 +98,15 @@ def make_loop(r: Recipe, *, seed: int = 0, addons: Sequence[AddOn] = ()) -> tupl
     recorder = Recorder(sync=sync)
     buffer = Buffer(slots=(r.max_lag + 1) * r.prompts, group_limit=5, max_dropped=100)
     loop = Loop(
-        recipe=r, tasks=lambda draw: Task(id=f"t{draw}", prompt="?", answer="1"), sample=sample, policy=policy,
-        sync=sync, buffer=buffer, context=None, observer=recorder, addons=addons,  # type: ignore[arg-type]
+        recipe=r,
+        tasks=lambda draw: Task(id=f"t{draw}", prompt="?", answer="1"),
+        sample=sample,
+        policy=policy,
+        sync=sync,
+        buffer=buffer,
+        context=None,
+        observer=recorder,
+        addons=addons,  # type: ignore[arg-type]
     )
     return loop, policy, recorder
 
@@ -122,7 +135,12 @@ async def test_asynchronous_lag_is_bounded_and_reached() -> None:
 async def test_updates_are_split_by_groups_with_global_scales() -> None:
     loop, policy, recorder = make_loop(recipe(minibatches=2, epochs=2, steps=1))
     await train(loop)
-    assert [(u, n, first) for u, n, first, _ in policy.updates] == [(0, 4, True), (1, 4, False), (2, 4, False), (3, 4, False)]
+    assert [(u, n, first) for u, n, first, _ in policy.updates] == [
+        (0, 4, True),
+        (1, 4, False),
+        (2, 4, False),
+        (3, 4, False),
+    ]
     assert all(abs(total - 1.0) < 1e-6 for *_, total in policy.updates)  # token mean: scales sum to one over tokens
     assert policy.measured == [(frozenset({"logp"}), "policy", 8)]  # old log-probs, once
     assert loop.update == 4
