@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "rlvr"
 HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers")
 
 BASE = ("rlvr", "rlvr.types", "rlvr.errors", "rlvr.recipe", "rlvr.words", "rlvr.seeds", "rlvr.config", "rlvr.catalog")
+PLUGINS = (*BASE, "rlvr.plugins")
 SEAM = (*BASE, "rlvr.engine.protocols", "rlvr.explore.base", "rlvr.objectives.*")
 FLOW = (*SEAM, "rlvr.rollout.*", "rlvr.buffer", "rlvr.batching", "rlvr.credit", "rlvr.update")
 
@@ -33,7 +34,9 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("rlvr.config", (*BASE, "rlvr.explore.base")),
     ("rlvr.catalog", (*BASE, "rlvr.explore.base")),
     ("rlvr.explore.*", (*BASE, "rlvr.explore.base", "rlvr.explore.hashing", "rlvr.objectives.*", "rlvr.rollout.*")),
-    ("rlvr.verify*", (*BASE, "rlvr.engine.protocols", "rlvr.verify*")),
+    ("rlvr.plugins", BASE),
+    ("rlvr.plugins", BASE),
+    ("rlvr.verify*", (*PLUGINS, "rlvr.plugins", "rlvr.engine.protocols", "rlvr.verify*")),
     ("rlvr.engine.*", (*BASE, "rlvr.explore.base", "rlvr.objectives.*", "rlvr.engine.*")),
     ("rlvr.rollout.*", FLOW),
     ("rlvr.buffer", FLOW),
