@@ -61,8 +61,8 @@ class TokenStreams(nn.Module):
         odd = [k for k in UNSUPPORTED_HEADS if config.get(k) not in (None, 1, 1.0)]
         if odd:
             raise EngineError(
-                f"model {config.get('_name_or_path') or config.get('model_type')!r}: its config sets {', '.join(odd)}, so "
-                "its logits are more than lm_head(hidden). Expected a plain output projection; choose another model."
+                f"model of type {config.get('model_type')!r}: its config sets {', '.join(odd)}, so its logits are more "
+                "than lm_head(hidden). Expected a plain output projection; choose another model."
             )
 
     def forward(self, batch: Padded, needs: Sequence[str], grad: frozenset[str], chunk: int, pieces: int) -> Tensor:

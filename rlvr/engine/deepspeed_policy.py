@@ -1,0 +1,175 @@
+"""One DeepSpeed rank: forward passes, optimizer updates and state, ZeRO 0 to 3, float32 and bfloat16, CPU and GPU.
+
+All methods are synchronous, and collective: every rank calls them in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from rlvr.catalog import build_addons
+from rlvr.engine import deepspeed_state as state
+from rlvr.engine.deepspeed_loss import Losses, Totals, filler, pick
+from rlvr.engine.deepspeed_setup import PolicySpec, environment, join, make_engine, make_reference
+from rlvr.engine.forward import TokenStreams, forward
+from rlvr.errors import EngineError
+from rlvr.types import F32, Metrics, Plan, Row
+
+__all__ = ["PolicySpec", "RankPolicy", "environment"]
+
+LOGIT_BYTES = 2**29  # float32 logits that may exist at once
+BY_POSITION = Mapping[int, float] | Sequence[float]
+
+
+class RankPolicy:
+    """The policy (and, when asked for, the reference) on one rank."""
+
+    def __init__(self, spec: PolicySpec) -> None:
+        join(spec)
+        self.spec, self.rank, self.zero_stage = spec, spec.rank, spec.zero_stage
+        torch.manual_seed(spec.seed + spec.rank)
+        self.engine = make_engine(spec)
+        self.device = torch.device(self.engine.device)
+        self.reference = make_reference(spec, self.device) if spec.reference else None
+        addons = build_addons(spec.addons, seed=spec.seed, project=Path(spec.project))
+        self._token_needs = frozenset[str]().union(*(a.token_needs for a in addons))
+        extras = frozenset[str]().union(*(a.needs | a.measures for a in addons))
+        self._losses = Losses(spec.objective, spec.kl, addons, extras)
+        self._guard = state.FiniteStep(self.engine, spec.optimizer.max_norm) if spec.zero_stage == 0 else None
+        self._before: list[torch.Tensor] | None = None  # the weights that `perturb` changed
+        self.chunk = max(64, LOGIT_BYTES // (4 * self._model.lm.config.vocab_size))  # tokens projected at once
+
+    @property
+    def module(self) -> nn.Module:
+        """The Hugging Face model (its parameters are shards under ZeRO-3)."""
+        return self._model.lm
+
+    @property
+    def _model(self) -> TokenStreams:
+        return self.engine.module
+
+    def measure(
+        self,
+        rows: Sequence[Row],
+        micro: Sequence[Sequence[int]],
+        needs: frozenset[str],
+        model: Literal["policy", "reference"] = "policy",
+    ) -> dict[int, dict[str, F32]]:
+        """Streams, [L] each, of the rows of this rank's micro-batches, by position; no gradient.
+
+        An empty micro-batch is a filler. Raises EngineError for the reference where none was loaded.
+        """
+        net = self.engine if model == "policy" else self.reference
+        if net is None:
+            raise EngineError("the reference model was asked for, but the recipe loads none (`kl.coef` is 0)")
+        net.eval()
+        found: dict[int, dict[str, F32]] = {}
+        for index in micro:
+            picked = [rows[i] for i in index] or [filler(rows[0])]
+            out = self._forward(net, picked, needs=needs)
+            streams = {name: values.cpu().numpy() for name, values in out.items()}
+            for b, i in enumerate(index):
+                found[i] = {name: values[b, : len(rows[i].tokens)].copy() for name, values in streams.items()}
+        return found
+
+    def step(
+        self,
+        rows: Sequence[Row],
+        micro: Sequence[Sequence[int]],
+        scale: BY_POSITION,
+        sft_scale: BY_POSITION,
+        plan: Plan,
+    ) -> Metrics:
+        """One optimizer update from this rank's micro-batches (an empty one is a filler).
+
+        `scale`, `sft_scale` and `plan.marks[name]` are indexed by position in `rows`. The metrics are those of
+        the whole update, the same on every rank. A gradient that is not finite changes nothing and counts as
+        `skipped_updates`.
+        """
+        self.engine.train()
+        grad = frozenset({"logp"}) | self._token_needs
+        totals = Totals()
+        for index in micro:
+            batch = pick(rows, index, scale=scale, sft_scale=sft_scale, marks=plan.marks)
+            out = self._forward(self.engine, batch.rows, needs=grad | {"entropy"}, grad=grad)
+            loss, values = self._losses(out, batch, plan)
+            totals.add(values)
+            self.engine.backward(loss * self.spec.world_size)  # DeepSpeed averages over ranks
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = plan.lr
+        self.engine.step()
+        return totals.reduce(self.device) | self._outcome() | {"lr": plan.lr}
+
+    def _outcome(self) -> Metrics:
+        norm = self._guard.norm if self._guard else float(self.engine.get_global_grad_norm())
+        finite = math.isfinite(norm) and norm >= 0
+        return {"grad_norm": norm if finite else 0.0, "skipped_updates": float(not finite)}
+
+    def _forward(
+        self, net: nn.Module, rows: Sequence[Row], *, needs: frozenset[str], grad: frozenset[str] = frozenset()
+    ) -> Mapping[str, torch.Tensor]:
+        agree = self._agree if self.zero_stage == 3 and self.spec.world_size > 1 else None
+        return forward(net, rows, needs=needs, grad=grad, chunk=self.chunk, device=self.device, agree=agree)
+
+    def _agree(self, pieces: int) -> int:
+        count = torch.tensor(pieces, device=self.device)
+        torch.distributed.all_reduce(count, op=torch.distributed.ReduceOp.MAX)
+        return int(count)
+
+    def save(self, path: str | Path) -> None:
+        """Write the whole state below `path`, and `path/model`: the weights as a Hugging Face folder.
+
+        The latter adds a seventh (bfloat16) to the size and makes `rlvr export` a copy on one process.
+        """
+        state.save(self.engine, Path(path), self._identity())
+        self.export(Path(path) / state.MODEL)
+
+    def restore(self, path: str | Path) -> None:
+        """Read what `save` wrote, bit for bit; raises CheckpointError where it does not fit this rank."""
+        state.restore(self.engine, Path(path), self._identity())
+
+    def export(self, path: str | Path) -> None:
+        """Write a Hugging Face folder (safetensors and config, no tokenizer); rank 0 writes."""
+        state.export(self.module, Path(path), rank=self.rank)
+
+    def perturb(self, scale: float, seed: int) -> None:
+        """Add seeded noise of `scale` times its root mean square to every weight of the module.
+
+        The same on every rank and for every ZeRO stage; the optimizer's own copy is not touched.
+        """
+        if self._before is None:
+            self._before = state.weights(self.module)
+        state.perturb(self.module, scale=scale, seed=seed)
+
+    def unperturb(self) -> None:
+        """Restore the weights bit for bit."""
+        if self._before is not None:
+            state.put_back(self.module, self._before)
+            self._before = None
+
+    def offload(self) -> None:
+        """Move weights and optimizer state to the host (colocation); no-op on a CPU."""
+        if self.device.type != "cpu":
+            state.offload(self.engine, self.zero_stage)
+            if isinstance(self.reference, TokenStreams):
+                self.reference.to("cpu")
+
+    def reload(self) -> None:
+        """Inverse of `offload`."""
+        if self.device.type != "cpu":
+            state.reload(self.engine, self.zero_stage)
+            if isinstance(self.reference, TokenStreams):
+                self.reference.to(self.device)
+
+    def close(self) -> None:
+        """Free the engine. The process group lives as long as the process."""
+        self.engine.destroy()
+
+    def _identity(self) -> dict[str, Any]:
+        return {"world_size": self.spec.world_size, "zero_stage": self.zero_stage, "dtype": self.spec.dtype}

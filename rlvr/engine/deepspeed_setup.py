@@ -1,0 +1,211 @@
+"""What a DeepSpeed rank is built from: environment, configuration, process group, model, optimizer.
+
+Gradients of several micro-batches must *add*. DeepSpeed divides by its own accumulation count and averages over
+ranks, so: accumulation 1, "managed" accumulation off (every `engine.step()` is the boundary, however many
+backward passes came before), and the caller multiplies its loss by the number of ranks.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+
+from rlvr.engine.forward import TokenStreams
+from rlvr.errors import ConfigError, EngineError
+from rlvr.recipe import KL, AddOnSpec, Objective, Optimizer
+
+OWNED = (
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
+    "managed_gradient_accumulation", "gradient_clipping", "optimizer", "scheduler", "fp16",
+)  # fmt: skip
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """All that one rank needs; picklable. Every rank gets the same but for `rank`."""
+
+    model_path: str  # Hub name or folder
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+    revision: str | None = None
+    device: Literal["cpu", "gpu"] = "cpu"
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    deepspeed: Mapping[str, Any] = field(default_factory=dict)  # the recipe's block
+    objective: Objective = field(default_factory=Objective)
+    kl: KL = field(default_factory=KL)
+    addons: tuple[AddOnSpec, ...] = ()
+    project: str = "."
+    reference: bool = False  # load a frozen reference model
+    reference_path: str | None = None  # where from (default: model_path)
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    master_addr: str = "127.0.0.1"
+    master_port: int = 0
+    threads: int = 1  # CPU threads of this rank
+    limit: float = 1800.0  # seconds that a collective may take
+
+    @property
+    def zero_stage(self) -> int:
+        """`deepspeed.zero_optimization.stage`, 0 when the recipe says nothing; at least 1 in bfloat16.
+
+        DeepSpeed's own bfloat16 without ZeRO accumulates and measures gradients in bfloat16.
+        """
+        asked = int(dict(self.deepspeed.get("zero_optimization", {})).get("stage", 0))
+        return max(asked, 1) if self.dtype == "bfloat16" else asked
+
+
+def environment(device: str, *, threads: int) -> dict[str, str]:
+    """Environment variables of a process that holds a `RankPolicy`; set them before torch is imported."""
+    common = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(threads)}
+    if device == "gpu":
+        return common
+    # Passive: idle OpenMP threads must not spin against the sampler on the same cores.
+    return common | {"DS_ACCELERATOR": "cpu", "OMP_WAIT_POLICY": "passive", "LOCAL_RANK": "0"}
+
+
+def ds_config(spec: PolicySpec) -> dict[str, Any]:
+    """The recipe's block with our own keys added.
+
+    Raises ConfigError where the block sets a key that we own, or gives `bf16`/`data_types` another meaning.
+    """
+    config = copy.deepcopy(dict(spec.deepspeed))
+    taken = [f"deepspeed.{k}: set by rlvr (see `optimizer:`, `resources:`); remove it" for k in OWNED if k in config]
+    if taken:
+        raise ConfigError(taken)
+    zero = config.setdefault("zero_optimization", {})
+    zero["stage"] = spec.zero_stage
+    if spec.zero_stage < 2:
+        zero["overlap_comm"] = False  # needs partitioned gradients when the caller owns the boundary
+    config |= {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": spec.optimizer.max_norm if spec.zero_stage else 0.0,  # else: FiniteStep clips
+        "steps_per_print": 2**31,
+        "zero_allow_untested_optimizer": True,  # torch's own AdamW
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    if spec.dtype == "bfloat16":
+        config["bf16"] = {**config.get("bf16", {}), "enabled": True, "check_grad_overflow": True}
+        config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
+    return config
+
+
+def join(spec: PolicySpec) -> None:
+    """Enter the process group (once per process) and set this rank's threads."""
+    os.environ |= {
+        "RANK": str(spec.rank), "WORLD_SIZE": str(spec.world_size), "LOCAL_RANK": "0",
+        "MASTER_ADDR": spec.master_addr, "MASTER_PORT": str(spec.master_port or free_port()),
+    }  # fmt: skip
+    if spec.device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel("ERROR")
+    torch.set_num_threads(spec.threads)
+    if torch.distributed.is_initialized():
+        return
+    # An op of inference alone; without this the first start compiles it (half a minute, needs a compiler).
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="gloo" if spec.device == "cpu" else "nccl",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timedelta(seconds=spec.limit),
+        rank=spec.rank,
+        world_size=spec.world_size,
+    )
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def load_model(spec: PolicySpec, path: str, config: Mapping[str, Any]) -> TokenStreams:
+    """A causal LM as `TokenStreams`. With ZeRO-3 it is partitioned while it is read: no rank holds all of it.
+    Raises EngineError where there is no such model.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    partitioned = HfDeepSpeedConfig(dict(config)) if spec.zero_stage == 3 else None
+    try:
+        lm = AutoModelForCausalLM.from_pretrained(
+            path, revision=spec.revision, dtype=DTYPES[spec.dtype], trust_remote_code=spec.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise EngineError(
+            f"model {path!r} cannot be loaded: {error}\nExpected a Hub name, a Hugging Face folder or `runs/NAME`."
+        ) from error
+    finally:
+        del partitioned  # transformers partitions for as long as this object lives
+    _exact_buffers(lm)
+    return TokenStreams(lm)
+
+
+def _exact_buffers(lm: Any) -> None:
+    """Compute rotary frequencies and the like again, in float32.
+
+    While a model is partitioned, DeepSpeed rounds every tensor that is made to the dtype of the weights. Frequencies
+    that are 0.4 % off ruin long contexts, and no sampler rounds them.
+    """
+    for module in lm.modules():
+        names = [n for n, b in module.named_buffers(recurse=False) if b.dtype == torch.bfloat16]
+        if not names:
+            continue
+        for name in names:
+            setattr(module, name, module.get_buffer(name).float())
+        lm._init_weights(module)
+
+
+def make_optimizer(spec: PolicySpec, module: torch.nn.Module) -> torch.optim.Optimizer:
+    """torch's AdamW, fused (also on a CPU, where DeepSpeed's own would have to be compiled)."""
+    o = spec.optimizer
+    params = [p for p in module.parameters() if p.requires_grad]
+    return torch.optim.AdamW(params, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay, fused=True)
+
+
+def make_engine(spec: PolicySpec) -> Any:
+    """A DeepSpeed engine around the policy."""
+    import deepspeed
+
+    config = ds_config(spec)
+    model = load_model(spec, spec.model_path, config)
+    if spec.gradient_checkpointing:
+        model.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    engine, *_ = deepspeed.initialize(model=model, optimizer=make_optimizer(spec, model), config=config)
+    return engine
+
+
+def make_reference(spec: PolicySpec, device: torch.device) -> Any:
+    """The frozen reference: replicated, but partitioned like the policy under ZeRO-3 (where it would not fit)."""
+    import deepspeed
+
+    config = ds_config(spec)
+    model = load_model(spec, spec.reference_path or spec.model_path, config).requires_grad_(False).eval()
+    if spec.zero_stage < 3:
+        return model.to(device)
+    zero = {"stage": 3} | {k: v for k, v in config["zero_optimization"].items() if k == "offload_param"}
+    frozen = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, "steps_per_print": 2**31}
+    if "bf16" in config:
+        frozen["bf16"] = {"enabled": True}
+    engine, *_ = deepspeed.initialize(model=model, config=frozen)
+    engine.eval()
+    return engine
