@@ -32,7 +32,10 @@ def tasks(folder: Path, name: str, *rows: dict[str, object], split: str = "eval"
 
 def test_aime_answers_lose_their_leading_zeros(folder: Path) -> None:
     made = tasks(folder, "aime24", {"problem": "p", "answer": "033"}, {"problem": "q", "answer": "0"})
-    assert [(t.id, t.prompt, t.answer, t.source) for t in made] == [("1", "p", "33", "aime24"), ("2", "q", "0", "aime24")]
+    assert [(t.id, t.prompt, t.answer, t.source) for t in made] == [
+        ("1", "p", "33", "aime24"),
+        ("2", "q", "0", "aime24"),
+    ]
     with pytest.raises(DataError, match=r"aime24.jsonl:1: 'answer' is '3\.5', expected a whole number"):
         tasks(folder, "aime24", {"problem": "p", "answer": "3.5"})
 
@@ -50,6 +53,8 @@ def test_dapo_prompts_lose_the_answer_template(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "split"), [("aime24", "train"), ("math500", "train"), ("dapo_math", "eval")])
-def test_benchmarks_are_not_trained_on_and_training_data_is_no_benchmark(folder: Path, name: str, split: str) -> None:
+def test_benchmarks_and_training_data_stay_apart(folder: Path, name: str, split: str) -> None:
     with pytest.raises(DataError, match=r"data\.eval"):
-        tasks(folder, name, {"problem": "p", "prompt": "p", "answer": "1", "solution": "1", "unique_id": "u"}, split=split)
+        tasks(
+            folder, name, {"problem": "p", "prompt": "p", "answer": "1", "solution": "1", "unique_id": "u"}, split=split
+        )
