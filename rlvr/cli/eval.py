@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from rlvr.cli.view import make_console
 
 if TYPE_CHECKING:
     from rlvr.evaluate.run import EvalResult
@@ -46,11 +47,12 @@ def command(
     given = [f"{key}={value}" for key, value in options.items() if value is not None] + list(overrides or [])
     project = Path.cwd()
     recipe, folder = resolve(target, names=names, overrides=given, project=project)
-    started = time.perf_counter()
+    console, started = make_console(), time.perf_counter()
+    asked = ", ".join(source.name for source in recipe.data.eval)
+    console.print(Text(f"{recipe.model.path} on {asked}: {recipe.evaluate.n} samples a task"), soft_wrap=True)
     results = asyncio.run(measure(recipe, project=project))
     file = out or folder / "eval.json"
     file.write_text(json.dumps(outcome(recipe, results, wall=time.perf_counter() - started), indent=1) + "\n")
-    console = Console(highlight=False)
     console.print(table(results))
     console.print(Text(f"written to {file}"), soft_wrap=True)
 
@@ -191,17 +193,20 @@ def _line(result: EvalResult) -> dict[str, Any]:
 
 
 def table(results: Sequence[EvalResult]) -> Table:
-    """A row a dataset."""
+    """A column a dataset."""
     lines = [_line(result) for result in results]
-    names = list(dict.fromkeys(name for result in results for name in result.scores))
     out = Table(box=None, pad_edge=False, header_style="bold")
-    out.add_column("dataset", no_wrap=True)
-    for heading in ("tasks", "n", *names, "errors", "truncated", "distinct", "tokens"):
-        out.add_column(heading, justify="right", no_wrap=True)
+    out.add_column("", no_wrap=True)
     for line in lines:
-        scores = [_interval(line.get(name)) for name in names]
-        rest = [f"{line['truncated']:.1%}", f"{line['distinct']:.2f}", f"{line['length_mean']:.1f}"]
-        out.add_row(Text(line["dataset"]), str(line["tasks"]), str(line["n"]), *scores, str(line["errors"]), *rest)
+        out.add_column(Text(line["dataset"]), justify="right", no_wrap=True)
+    for name in dict.fromkeys(name for result in results for name in result.scores):
+        out.add_row(name, *(_interval(line.get(name)) for line in lines))
+    out.add_row("tasks x samples", *(f"{line['tasks']} x {line['n']}" for line in lines))
+    out.add_row("tasks solved", *(str(line["solved"]) for line in lines))
+    out.add_row("verifier errors", *(str(line["errors"]) for line in lines))
+    out.add_row("truncated", *(f"{line['truncated']:.1%}" for line in lines))
+    out.add_row("distinct answers a task", *(f"{line['distinct']:.2f}" for line in lines))
+    out.add_row("tokens a response", *(f"{line['length_mean']:.1f}" for line in lines))
     return out
 
 

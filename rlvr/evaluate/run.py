@@ -43,7 +43,7 @@ class EvalResult:
 
     dataset: str
     n: int
-    scores: dict[str, Estimate]  # "pass@k" for every k, then "maj@n" where answers have keys
+    scores: dict[str, Estimate]  # "pass@k" for every k; "maj@n" where answers have keys (0 for a task without any)
     short: dict[str, int]  # "pass@k" -> tasks left out of it, because errors left fewer than k samples
     tasks: tuple[TaskResult, ...]
 

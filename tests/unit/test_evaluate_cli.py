@@ -96,7 +96,7 @@ def test_result_and_table(project: Path) -> None:
     assert made["datasets"][0]["pass@1"]["value"] == pytest.approx((0 + 1 + 2 + 3) / 16)
     assert "step" not in made["datasets"][0] and len(made["details"]["arith[metic]"]) == 4
     assert made["verifier"]["name"] == "exact" and made["max_tokens"] == 1024
-    console = Console(width=200, record=True, file=(project / "out").open("w"))
+    console = Console(width=60, record=True, file=(project / "out").open("w"))
     console.print(table([result]))
     shown = console.export_text()
     assert "arith[metic]" in shown and "0.375 [" in shown and "pass@2" in shown and "maj@4" in shown
