@@ -11,6 +11,7 @@ transformers, its only engine on a CPU. Needs the base model of `make quickstart
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -164,7 +165,7 @@ def trl_steps(completions: int, steps: int) -> list[float]:
     ends[0] = time.perf_counter()
     trainer.train()
     marks = ends[::UPDATES]
-    return [b - a for a, b in zip(marks, marks[1:], strict=False)]
+    return [b - a for a, b in itertools.pairwise(marks)]
 
 
 if __name__ == "__main__":

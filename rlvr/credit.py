@@ -55,7 +55,14 @@ def assign_credit(groups: Sequence[Group], addons: Sequence[AddOn], *, advantage
 
 
 def _group_advantage(group: Group, *, std: bool, eps: float) -> Group:
+    """Divided by the std only where the **raw** scores differ.
+
+    In a group of equal raw scores all that differs is shaping (a length penalty, a bonus, KL in the reward): divided
+    by its own std, however small it is, it would be as large as a success. There it keeps its size.
+    """
     assert group.rewards is not None
+    raw = group.scores[group.valid]
+    std = std and bool((raw != raw[:1]).any())
     scalars = grpo(torch.from_numpy(group.rewards), std=std, eps=eps).numpy()
     rows = zip(scalars, group.trajectories, strict=True)
     return group.with_(advantages=tuple((a * (t.weight != 0)).astype(np.float32) for a, t in rows))

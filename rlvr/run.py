@@ -23,9 +23,10 @@ from rlvr.observer import RunObserver
 from rlvr.prompting import Prompter
 from rlvr.recipe import Recipe
 from rlvr.rollout.groups import flat_groups
-from rlvr.run_data import RunData, read_data
+from rlvr.run_data import RunData, eval_names, read_data
 from rlvr.seeds import stable_seed
 from rlvr.track.display import make_display
+from rlvr.track.journal import read
 from rlvr.track.run_dir import ROOT, RunDir
 from rlvr.track.tracker import Tracker, open_tracker
 from rlvr.types import I32, Completion, Request, Task, Verdict
@@ -85,7 +86,7 @@ async def run_training(resolved: config.Resolved[Recipe], *, project: Path, sinc
         saved = checkpoint.load(newest) if newest else None
         if saved is not None:
             same_recipe(folder, recipe)
-            if saved.step >= recipe.steps:
+            if saved.step >= recipe.steps and not missing_evaluations(folder, recipe):
                 return Outcome(folder, saved.step, recipe.steps)
         data = await asyncio.to_thread(read_data, recipe, project=project)
         folder.recipe.write_text(config.dump(recipe), encoding="utf-8")
@@ -217,6 +218,12 @@ async def shake_hands(engines: Engines, recipe: Recipe, *, vocab: int, version: 
     )
     gap = max((v for k, v in measured.items() if "gap" in k), default=float("nan"))
     return f"handshake: sampler and trainer agree to {gap:.1e} ({time.perf_counter() - started:.1f} s)"
+
+
+def missing_evaluations(folder: RunDir, recipe: Recipe) -> bool:
+    """Whether a kill came between the last checkpoint and the end of the last evaluation."""
+    done = {record["dataset"] for record in read(folder.evals) if record["step"] >= recipe.steps}
+    return recipe.evaluate.every > 0 and not done.issuperset(eval_names(recipe.data))
 
 
 def same_recipe(folder: RunDir, recipe: Recipe) -> None:

@@ -77,11 +77,18 @@ def train_tasks(data: Data, *, project: Path) -> list[list[Task]]:
 
 
 def eval_tasks(recipe: Recipe, *, project: Path) -> dict[str, list[Task]]:
-    """The held-out tasks by dataset, at most `evaluate.tasks` of each."""
-    return {
-        source.name: load_tasks(source, split="eval", path=None, project=project)[: recipe.evaluate.tasks]
-        for source in recipe.data.eval
-    }
+    """The held-out tasks by dataset ("name#2" where one is listed twice), at most `evaluate.tasks` of each."""
+    tasks = [load_tasks(source, split="eval", project=project) for source in recipe.data.eval]
+    return dict(zip(eval_names(recipe.data), (rows[: recipe.evaluate.tasks] for rows in tasks), strict=True))
+
+
+def eval_names(data: Data) -> list[str]:
+    """Unique names of the evaluation sets, in the recipe's order."""
+    names: list[str] = []
+    for source in data.eval:
+        times = sum(name.split("#")[0] == source.name for name in names)
+        names.append(source.name if times == 0 else f"{source.name}#{times + 1}")
+    return names
 
 
 def plugin_digests(recipe: Recipe, *, specs: Mapping[str, object], project: Path) -> dict[str, str]:

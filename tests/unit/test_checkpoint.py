@@ -63,7 +63,7 @@ def test_a_full_disk_keeps_the_older_one(tmp_path: Path) -> None:
     async def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(CheckpointError, match="No space left on device.*free some space"):
+    with pytest.raises(CheckpointError, match=r"No space left on device.*free some space"):
         asyncio.run(checkpoint.save(tmp_path, step=2, state={}, buffer={}, policy=full))
     assert checkpoint.newest(tmp_path) == older
     assert not list(tmp_path.glob(".step*"))
