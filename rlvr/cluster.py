@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from rlvr.errors import EngineError, RLVRError
@@ -31,12 +32,24 @@ async def ray_session(*, address: str | None, cpus: int) -> AsyncIterator[None]:
     os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
     own: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     address = address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        _loopback_only()
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "rlvr"}
     await asyncio.to_thread(ray.init, address=address, **quiet, **({} if address else own))
     try:
         yield
     finally:
         await asyncio.to_thread(ray.shutdown)
+
+
+def _loopback_only() -> None:
+    """Make Ray take 127.0.0.1 as this node's address: its servers then listen on the loopback alone.
+
+    `_node_ip_address="127.0.0.1"` is replaced by an outside address unless clusters are switched off, which Ray
+    decides by a constant in this process and by a variable in those that it starts.
+    """
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 async def answer(ref: ray.ObjectRef, *, limit: float, what: str) -> Any:

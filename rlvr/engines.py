@@ -7,13 +7,18 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rlvr.catalog import build_addons
 from rlvr.cluster import RankActor, SamplerActor, ray_session
 from rlvr.cluster_policy import RayPolicy, RaySync
 from rlvr.cluster_samplers import SamplerPool
 from rlvr.recipe import Limits, Recipe, Resources
 from rlvr.seeds import stable_seed
+from rlvr.update import REFERENCE
+
+if TYPE_CHECKING:
+    from rlvr.engine.deepspeed_setup import PolicySpec
 
 CPU_BLOCK = 32  # KV block of the CPU sampler: the smallest that starts, so that short sequences share a prefix
 GPU_BLOCK = 16
@@ -52,7 +57,8 @@ async def start_engines(
             trust_remote_code=recipe.model.trust_remote_code,
             revision=recipe.model.revision,
         )
-        policy, specs = _policy(recipe, model_path=model_path, resume=resume, project=project)
+        policy = _policy(resources, limits, resume=resume)
+        specs = rank_specs(recipe, model_path=model_path, project=project)
         await asyncio.gather(pool.start(), policy.start(specs, limit=limits.start))
         if resources.colocate:
             policy.pool_to_sleep = pool
@@ -136,14 +142,23 @@ def sampler_pool(
     return SamplerPool(make, replicas=resources.samplers, start_limit=limits.start, limit=limits.group)
 
 
-def _policy(recipe: Recipe, *, model_path: str, resume: str, project: Path) -> tuple[RayPolicy, list[Any]]:
-    from rlvr.engine.deepspeed_policy import PolicySpec, environment
+def _policy(resources: Resources, limits: Limits, *, resume: str) -> RayPolicy:
+    from rlvr.engine.deepspeed_setup import environment
+
+    gpus = 0.0 if resources.device == "cpu" else 0.5 if resources.colocate else 1.0
+    env = environment(resources.device, threads=resources.threads)
+    ranks = [RankActor.options(num_cpus=0, num_gpus=gpus).remote(env) for _ in range(resources.trainers)]
+    return RayPolicy(ranks, token_budget=resources.token_budget, limit=limits.step, resume=resume)
+
+
+def rank_specs(recipe: Recipe, *, model_path: str, project: Path) -> list[PolicySpec]:
+    """What every trainer rank is built from; where they meet is filled in by `RayPolicy.start`."""
+    from rlvr.engine.deepspeed_setup import PolicySpec
 
     r, model = recipe.resources, recipe.model
-    gpus = 0.0 if r.device == "cpu" else 0.5 if r.colocate else 1.0
-    env = environment(r.device, threads=r.threads)
-    ranks = [RankActor.options(num_cpus=0, num_gpus=gpus).remote(env) for _ in range(r.trainers)]
-    specs = [
+    addons = build_addons(recipe.explore, seed=recipe.seed, project=project)
+    asked = any(name.startswith(REFERENCE) for addon in addons for name in addon.needs)
+    return [
         PolicySpec(
             model_path=model_path,
             dtype=model.dtype,
@@ -157,17 +172,15 @@ def _policy(recipe: Recipe, *, model_path: str, resume: str, project: Path) -> t
             kl=recipe.kl,
             addons=recipe.explore,
             project=str(project),
-            reference=recipe.kl.coef > 0,
+            reference=recipe.kl.coef > 0 or asked,
             seed=recipe.seed,
             rank=rank,
             world_size=r.trainers,
-            master_addr="",
-            master_port=0,
             threads=r.threads,
+            limit=recipe.limits.step,
         )
         for rank in range(r.trainers)
     ]
-    return RayPolicy(ranks, token_budget=r.token_budget, limit=recipe.limits.step, resume=resume), specs
 
 
 def transport(resources: Resources) -> str:

@@ -62,15 +62,15 @@ class Project:
             env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
         )
 
-    def rlvr(self, *words: str, limit: float = 240) -> tuple[int, str]:
+    def rlvr(self, *words: str, limit: float = 280) -> tuple[int, str]:
         """Run to the end; (exit status, output)."""
         child = self.start(*words)
         out, _ = child.communicate(timeout=limit)
         return child.returncode, out
 
     def kill_when(self, child: subprocess.Popen[str], ready: Callable[[], bool], *, sig: int = signal.SIGKILL) -> None:
-        """Send a signal as soon as `ready()`; fails when the child ends before, or after two minutes."""
-        end = time.monotonic() + 120
+        """Send a signal as soon as `ready()`; fails when the child ends before, or after four minutes."""
+        end = time.monotonic() + 240
         while not ready():
             assert child.poll() is None, child.communicate()[0]
             assert time.monotonic() < end, "the moment to kill never came"

@@ -1,0 +1,94 @@
+"""Every recipe that trains runs two steps at tiny scale: one sampler and one rank process serve them all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlvr import catalog, config
+from rlvr.buffer import Buffer
+from rlvr.engines import rank_specs, start_engines
+from rlvr.loop import Loop, train
+from rlvr.observer import RunObserver
+from rlvr.recipe import Recipe
+from rlvr.rollout.groups import flat_groups
+from rlvr.run import RunContext, compose, shake_hands
+from rlvr.run_data import read_data
+from rlvr.track.display import make_display
+from rlvr.track.journal import read
+from rlvr.track.run_dir import RunDir
+from rlvr.track.tracker import open_tracker
+from tests.engines.project import ROOT, make_project
+
+RECIPES = sorted(
+    path
+    for path in (ROOT / "recipes").rglob("*.yaml")
+    if path.name != "base.yaml" and config.tree_of(path, project=ROOT) is Recipe
+)
+TINY = [
+    "steps=2", "prompts=4", "group=4", "minibatches=2", "epochs=1", "keep=all", "checkpoint.every=0", "evaluate.every=0",
+    "model={path: base, dtype: float32}", "data={train: {name: arithmetic, numbers: [2], highest: 9, size: 40}}",
+    "prompt={chat: false, max_tokens: 48}", "verifier=easy.py:verify", "sampling.max_tokens=8", "optimizer.lr=1e-3",
+    "resources={device: cpu, threads: 1, token_budget: 512}", "deepspeed={}", "vllm={}",
+]  # fmt: skip
+
+
+def tiny(path: Path, *, project: Path) -> Recipe:
+    """A recipe with its method kept and its scale replaced."""
+    own = config.load(path, project=ROOT).recipe
+    words = [*TINY, f"run={path.stem}"]
+    if own.overlong.kind == "shape":
+        words.append("overlong.buffer=4")
+    if own.objective.constant is not None:
+        words.append("objective.constant=8")
+    for i, spec in enumerate(own.explore):
+        if spec.kind == "clip_cov":  # so few tokens: choose more of them, from any covariance
+            words += [f"explore.{i}.ratio=0.1", f"explore.{i}.low=-9", f"explore.{i}.high=9"]
+    return config.load(path, overrides=words, project=project).recipe
+
+
+async def run(recipe: Recipe, engines: object, project: Path) -> list[dict[str, float]]:
+    """Two steps of a recipe on engines that are there already; its lines of metrics."""
+    folder = RunDir(project / "runs" / recipe.run)
+    data = read_data(recipe, project=project)
+    addons = catalog.build_addons(recipe.explore, seed=recipe.seed, project=project)
+    with data.verifiers as verifiers, folder.lock(), open_tracker(
+        folder, display=make_display(2, title=recipe.run), resume=None, tensorboard=False
+    ) as tracker:
+        await engines.policy.start(rank_specs(recipe, model_path=data.model_path, project=project), limit=120)
+        await engines.sync.connect()
+        await shake_hands(engines, recipe, vocab=data.prompter.vocab, version=0)
+        observer = RunObserver(recipe, folder, tracker, engines.pool, verifiers, data.prompter, {}, {})
+        sample = flat_groups(engines.pool, verifiers, data.prompter, seed=recipe.seed)
+        buffer = Buffer(slots=(recipe.max_lag + 1) * recipe.prompts, group_limit=60, max_dropped=100)
+        loop = Loop(
+            recipe=recipe, tasks=data.stream.draw, sample=compose(addons, sample), policy=engines.policy,
+            sync=engines.sync, buffer=buffer, observer=observer, addons=addons,
+            context=RunContext(recipe.seed, engines, verifiers, data.prompter),
+        )  # fmt: skip
+        await train(loop)
+    return list(read(folder.metrics))
+
+
+@pytest.mark.slow
+async def test_every_recipe_runs_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = make_project(tmp_path).path
+    monkeypatch.chdir(project)
+    recipes = {str(p.relative_to(ROOT)): tiny(p, project=project) for p in RECIPES}
+    first = next(iter(recipes.values()))
+    async with start_engines(
+        first, model_path=str(project / "base"), max_len=64, run="matrix", resume="", project=project
+    ) as engines:
+        losses = {}
+        for name, recipe in recipes.items():
+            lines = await run(recipe, engines, project)
+            assert [line["step"] for line in lines] == [1, 2], name
+            assert all(line["train/skipped_updates"] == 0 for line in lines), name
+            for addon in catalog.build_addons(recipe.explore, seed=0, project=project):
+                assert sum(line[f"{addon.name}/active"] for line in lines) > 0, (name, addon.name)
+            losses[name] = lines[-1]["train/loss"]
+    plain = losses["recipes/quickstart.yaml"]
+    for name, loss in losses.items():
+        if name.startswith("recipes/explore/"):
+            assert loss != plain, f"{name} changes nothing"
