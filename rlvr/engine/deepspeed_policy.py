@@ -15,16 +15,17 @@ from torch import nn
 
 from rlvr.catalog import build_addons
 from rlvr.engine import deepspeed_state as state
+from rlvr.engine.deepspeed_env import environment
 from rlvr.engine.deepspeed_loss import Losses, Totals, filler, pick
-from rlvr.engine.deepspeed_setup import PolicySpec, environment, join, make_engine, make_reference
+from rlvr.engine.deepspeed_setup import PolicySpec, join, leave, make_engine, make_reference
 from rlvr.engine.forward import TokenStreams, forward
 from rlvr.errors import EngineError
 from rlvr.types import F32, Metrics, Plan, Row
 
-__all__ = ["PolicySpec", "RankPolicy", "environment"]
+__all__ = ["PolicySpec", "RankPolicy", "environment", "leave"]
 
 LOGIT_BYTES = 2**29  # float32 logits that may exist at once
-BY_POSITION = Mapping[int, float] | Sequence[float]
+ByPosition = Mapping[int, float] | Sequence[float]
 
 
 class RankPolicy:
@@ -82,8 +83,8 @@ class RankPolicy:
         self,
         rows: Sequence[Row],
         micro: Sequence[Sequence[int]],
-        scale: BY_POSITION,
-        sft_scale: BY_POSITION,
+        scale: ByPosition,
+        sft_scale: ByPosition,
         plan: Plan,
     ) -> Metrics:
         """One optimizer update from this rank's micro-batches (an empty one is a filler).
@@ -168,7 +169,7 @@ class RankPolicy:
                 self.reference.to(self.device)
 
     def close(self) -> None:
-        """Free the engine. The process group lives as long as the process."""
+        """Free the engine. The process group lives on: see `leave`."""
         self.engine.destroy()
 
     def _identity(self) -> dict[str, Any]:

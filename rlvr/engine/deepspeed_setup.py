@@ -22,8 +22,9 @@ from rlvr.recipe import KL, AddOnSpec, Objective, Optimizer
 
 OWNED = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
-    "managed_gradient_accumulation", "gradient_clipping", "optimizer", "scheduler", "fp16",
+    "managed_gradient_accumulation", "gradient_clipping", "optimizer", "scheduler", "fp16", "bf16",
 )  # fmt: skip
+PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # environment of a rank
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -63,19 +64,10 @@ class PolicySpec:
         return max(asked, 1) if self.dtype == "bfloat16" else asked
 
 
-def environment(device: str, *, threads: int) -> dict[str, str]:
-    """Environment variables of a process that holds a `RankPolicy`; set them before torch is imported."""
-    common = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(threads)}
-    if device == "gpu":
-        return common
-    # Passive: idle OpenMP threads must not spin against the sampler on the same cores.
-    return common | {"DS_ACCELERATOR": "cpu", "OMP_WAIT_POLICY": "passive", "LOCAL_RANK": "0"}
-
-
 def ds_config(spec: PolicySpec) -> dict[str, Any]:
     """The recipe's block with our own keys added.
 
-    Raises ConfigError where the block sets a key that we own, or gives `bf16`/`data_types` another meaning.
+    Raises ConfigError where the block sets a key that we own.
     """
     config = copy.deepcopy(dict(spec.deepspeed))
     taken = [f"deepspeed.{k}: set by rlvr (see `optimizer:`, `resources:`); remove it" for k in OWNED if k in config]
@@ -95,17 +87,15 @@ def ds_config(spec: PolicySpec) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
     }
     if spec.dtype == "bfloat16":
-        config["bf16"] = {**config.get("bf16", {}), "enabled": True, "check_grad_overflow": True}
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
         config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
     return config
 
 
 def join(spec: PolicySpec) -> None:
     """Enter the process group (once per process) and set this rank's threads."""
-    os.environ |= {
-        "RANK": str(spec.rank), "WORLD_SIZE": str(spec.world_size), "LOCAL_RANK": "0",
-        "MASTER_ADDR": spec.master_addr, "MASTER_PORT": str(spec.master_port or free_port()),
-    }  # fmt: skip
+    place = (spec.rank, spec.world_size, 0, spec.master_addr, spec.master_port or free_port())
+    os.environ |= dict(zip(PLACE, map(str, place), strict=True))
     if spec.device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -125,6 +115,16 @@ def join(spec: PolicySpec) -> None:
         rank=spec.rank,
         world_size=spec.world_size,
     )
+
+
+def leave() -> None:
+    """Leave the process group and forget this rank's place, so that processes started later do not inherit it."""
+    import deepspeed
+
+    if torch.distributed.is_initialized():
+        deepspeed.comm.destroy_process_group()
+    for name in PLACE:
+        os.environ.pop(name, None)
 
 
 def free_port() -> int:

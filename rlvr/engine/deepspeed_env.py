@@ -1,0 +1,12 @@
+"""The environment of a DeepSpeed rank; imports nothing, so that it can be set before torch is imported."""
+
+from __future__ import annotations
+
+
+def environment(device: str, *, threads: int) -> dict[str, str]:
+    """Environment variables of a process that holds a `RankPolicy`; set them before torch is imported."""
+    common = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(threads)}
+    if device == "gpu":
+        return common
+    # Passive: idle OpenMP threads must not spin against the sampler on the same cores.
+    return common | {"DS_ACCELERATOR": "cpu", "OMP_WAIT_POLICY": "passive", "LOCAL_RANK": "0"}
