@@ -98,7 +98,7 @@ def test_slurm_starts_one_head_and_the_workers_on_the_private_network_with_one_t
     (train,) = calls(project, "rlvr")
     assert train["args"] == ["train", "r.yaml", "steps=3", "resources.address=10.1.2.3:6379"]
 
-    head, workers = calls(project, "srun")
+    head, workers = sorted(calls(project, "srun"), key=lambda call: "--head" not in call["args"])
     assert "--nodelist=node1" in head["args"] and "--node-ip-address=10.1.2.3" in head["args"]
     assert "--include-dashboard=false" in head["args"] and "--head" in head["args"]
     assert "--nodes=2" in workers["args"] and "--exclude=node1" in workers["args"]

@@ -205,7 +205,7 @@ def test_a_machine_path_is_seen() -> None:
     assert MACHINE.search("open('/" + "home/me/x')") and not MACHINE.search("recipes/home.yaml, /dev/shm, runs/work/x")
 
 
-CHECKS = re.compile(r"^(assert_|check|fail$|raises$|warns$)")
+CHECKS = re.compile(r"^(assert_|check|fail$|raises$|warns$|spawn$)")  # spawn raises what a child raises
 
 
 def can_fail(test: ast.AST, helpers: Collection[str] = ()) -> bool:
