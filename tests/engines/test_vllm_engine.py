@@ -12,9 +12,9 @@ import pytest
 
 from rlvr.engine.handshake import handshake, random_sequences
 from rlvr.errors import EngineError, HandshakeError
-from rlvr.types import F32, I32, Completion, Request, Sampling
+from rlvr.types import I32, Completion, Request, Sampling
 from tests.engines.tiny import EOS
-from tests.engines.vllm_helpers import BLOCK, LocalFanout, Replica, TorchPolicy, requests, running
+from tests.engines.vllm_helpers import BLOCK, LocalFanout, Replica, Scored, TorchPolicy, requests, running
 
 CLOSE = 1e-4  # fp32, vLLM against transformers
 
@@ -34,16 +34,6 @@ def policy(replica: Replica) -> Iterator[TorchPolicy]:
     fresh.side.push(0, fresh.fanout)
     policy.side.close()
     fresh.side.close()
-
-
-class Scored:
-    """The replica as the handshake sees it, from another event loop."""
-
-    def __init__(self, replica: Replica) -> None:
-        self.replica = replica
-
-    async def score(self, sequences: Sequence[I32]) -> list[F32]:
-        return await asyncio.wrap_future(self.replica.submit(self.replica.sampler.score(sequences)))
 
 
 def generate(replica: Replica, batch: Sequence[Request]) -> list[Completion]:
@@ -212,7 +202,7 @@ def test_a_failed_push_says_where_and_the_next_one_heals(replica: Replica, polic
     call = replica.submit(replica.sampler.generate(requests(4, key="victim", max_tokens=400, prompt=50)))
     wait_for_tokens(replica, 2)
     replica.sampler.fail = "receive"
-    with pytest.raises(EngineError, match="sampler replica 0: could not load") as raised:
+    with pytest.raises(EngineError, match=r"sampler replica 0, receive failed: .*No such file") as raised:
         policy.side.push(1, policy.fanout)
     assert "(push of version 1: send)" in raised.value.__notes__
     with pytest.raises(EngineError, match="in flight when an update of its weights failed"):

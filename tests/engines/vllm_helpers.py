@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from rlvr.engine import weight_sync_worker
 from rlvr.engine.protocols import Which
-from rlvr.engine.vllm_args import environment
+from rlvr.engine.vllm_args import Transport, environment
 from rlvr.engine.vllm_sampler import VllmSampler
 from rlvr.engine.weight_sync import TrainerSide
 from rlvr.errors import EngineError
@@ -57,23 +57,22 @@ class BreakableSampler(VllmSampler):
             info = info | {"path": info["path"] + ".missing"}
         if self.fail == "hang":
             await asyncio.sleep(3600)
-        try:
-            await super().receive(info)
-        except Exception as error:
-            raise self._error(f"could not load new weights: {error}", "start this replica again") from error
+        await super().receive(info)
 
 
 class Replica:
     """A sampler with the thread that runs its event loop."""
 
-    def __init__(self, model: Path, *, dtype: str = "float32") -> None:
-        os.environ.update(environment("cpu", threads=2))
+    def __init__(self, model: Path, *, dtype: str, device: str, transport: Transport, index: int) -> None:
+        os.environ.update(environment(device, threads=2))
         self.model = model
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        overrides = {"block_size": BLOCK} | ({"gpu_memory_utilization": 0.1} if device == "gpu" else {})
         self.sampler = BreakableSampler(
-            model_path=str(model), dtype=dtype, device="cpu", max_len=512, overrides={"block_size": BLOCK}
-        )
+            model_path=str(model), dtype=dtype, device=device, max_len=512, transport=transport, replica=index,
+            overrides=overrides,
+        )  # fmt: skip
         self.do(self.sampler.start())
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
@@ -106,6 +105,10 @@ class LocalFanout:
                 except FutureTimeout:
                     future.cancel()
                     raise EngineError(f"sampler replica {i}, {method}: no answer within {self.limit:g} s") from None
+                except EngineError:
+                    raise
+                except Exception as error:  # what Ray does with an actor's exception
+                    raise EngineError(f"sampler replica {i}, {method} failed: {error}") from error
             return answers
 
         return wait
@@ -114,12 +117,16 @@ class LocalFanout:
 class TorchPolicy:
     """A plain module as the trainer, for the handshake. It pushes to replicas as well."""
 
-    def __init__(self, model: Path, replicas: Sequence[Replica], *, dtype: str = "float32", limit: float = 60) -> None:
-        self.module = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+    def __init__(
+        self, model: Path, replicas: Sequence[Replica], *, dtype: str = "float32", limit: float = 60,
+        device: str = "cpu", transport: Transport = "shm",
+    ) -> None:  # fmt: skip
+        where = "cuda" if device == "gpu" else "cpu"
+        self.module = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval().to(where)
         self.fanout = LocalFanout(replicas, limit=limit)
         self.side = TrainerSide(
-            self.module, zero_stage=0, dtype=dtype, rank=0, world_size=1, transport="shm", run_id="tests",
-            device="cpu", replicas=len(replicas), replica_world=1, limit=limit,
+            self.module, zero_stage=0, dtype=dtype, rank=0, world_size=1, transport=transport,
+            run_id="tests", device=device, replicas=len(replicas), replica_world=1, limit=limit,
         )  # fmt: skip
         self._saved: dict[str, torch.Tensor] = {}
         self.skip = False
@@ -133,11 +140,11 @@ class TorchPolicy:
 
     def logp(self, tokens: I32, *, temperature: float = 1.0) -> F32:
         """[L], index 0 is 0."""
-        ids = torch.tensor(tokens, dtype=torch.long)
+        ids = torch.tensor(tokens, dtype=torch.long, device=self.module.device)
         with torch.no_grad():
             logits = self.module(ids[None]).logits[0].float() / temperature
         rows = torch.log_softmax(logits, -1)[:-1].gather(1, ids[1:, None])[:, 0]
-        return np.concatenate([[0.0], rows.numpy()]).astype(np.float32)
+        return np.concatenate([[0.0], rows.cpu().numpy()]).astype(np.float32)
 
     async def perturb(self, *, scale: float, seed: int) -> None:
         assert not self._saved
@@ -145,7 +152,7 @@ class TorchPolicy:
         self._saved = {name: p.detach().clone() for name, p in self.module.named_parameters()}
         with torch.no_grad():
             for p in self.module.parameters():
-                p.add_(scale * torch.randn(p.shape, generator=noise).to(p.dtype))
+                p.add_(scale * torch.randn(p.shape, generator=noise).to(p))
 
     async def unperturb(self) -> None:
         with torch.no_grad():
@@ -155,13 +162,25 @@ class TorchPolicy:
 
 
 @contextmanager
-def running(folder: Path, *, tied: bool, dtype: str = "float32") -> Iterator[Replica]:
+def running(
+    folder: Path, *, tied: bool, dtype: str = "float32", device: str = "cpu", transport: Transport = "shm"
+) -> Iterator[Replica]:
     """A replica of a tiny model."""
-    replica = Replica(tiny_model(folder, tied=tied), dtype=dtype)
+    replica = Replica(tiny_model(folder, tied=tied), dtype=dtype, device=device, transport=transport, index=0)
     try:
         yield replica
     finally:
         replica.close()
+
+
+class Scored:
+    """A replica as the handshake sees it, from another event loop."""
+
+    def __init__(self, replica: Replica) -> None:
+        self.replica = replica
+
+    async def score(self, sequences: Sequence[I32]) -> list[F32]:
+        return await asyncio.wrap_future(self.replica.submit(self.replica.sampler.score(sequences)))
 
 
 def requests(
