@@ -273,6 +273,7 @@ def _sampling_params(sampling: Sampling) -> SamplingParams:
         flat_logprobs=True,
         detokenize=bool(sampling.stop),
         output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,  # one object a request already
     )
 
 

@@ -133,9 +133,9 @@ def wait_for_tokens(replica: Replica, n: int) -> None:
 
 
 def test_versions_are_exact_across_pushes_in_flight(replica: Replica, policy: TorchPolicy) -> None:
-    batch = requests(48, key="calm", max_tokens=300)
+    batch = requests(24, key="calm", max_tokens=200)
     calm = generate(replica, batch)
-    call = replica.submit(replica.sampler.generate(requests(48, key="flight", max_tokens=300)))
+    call = replica.submit(replica.sampler.generate(requests(24, key="flight", max_tokens=200)))
     modules = {0: policy}
     for version, tokens in ((1, 15), (2, 60)):
         wait_for_tokens(replica, tokens)
@@ -153,7 +153,7 @@ def test_versions_are_exact_across_pushes_in_flight(replica: Replica, policy: To
             expected = modules[version].logp(whole(request, after))[prompt:]
             np.testing.assert_allclose(after.logprobs[where], expected[where], atol=CLOSE)
         mixed += len(np.unique(after.versions)) > 1
-    assert mixed >= 10
+    assert mixed >= 8
     assert stats(replica)["version"] == 2
 
 
@@ -275,11 +275,21 @@ def test_handshake_catches_a_stale_prefix_cache(replica: Replica, policy: TorchP
         replica.sampler.keep_cache = False
 
 
-@pytest.mark.parametrize(("tied", "dtype", "tolerance"), [(False, "bfloat16", 5e-2)])
-def test_handshake_untied_bf16(tmp_path: Path, tied: bool, dtype: str, tolerance: float) -> None:
-    with running(tmp_path, tied=tied, dtype=dtype) as replica:
-        policy = TorchPolicy(replica.model, [replica], dtype=dtype)
+def test_untied_bf16_and_a_death(tmp_path: Path) -> None:
+    with running(tmp_path, tied=False, dtype="bfloat16") as replica:
+        policy = TorchPolicy(replica.model, [replica], dtype="bfloat16")
         measured = asyncio.run(
-            handshake(policy, policy, [Scored(replica)], tolerance=tolerance, sequences=SEQUENCES, version=1, seed=0)
+            handshake(policy, policy, [Scored(replica)], tolerance=5e-2, sequences=SEQUENCES, version=1, seed=0)
         )
-        assert measured["handshake/moved"] >= 10 * tolerance
+        assert measured["handshake/moved"] >= 0.5
+
+        call = replica.submit(replica.sampler.generate(requests(4, key="last", max_tokens=400)))
+        wait_for_tokens(replica, 2)
+        manager = replica.sampler._live.engine_core.resources.engine_manager  # type: ignore[attr-defined]
+        manager.processes[0].kill()
+        with pytest.raises(EngineError, match=r"replica 0: the engine died at 'last/.'"):
+            call.result(timeout=30)
+        with pytest.raises(EngineError, match="replica 0: the engine is dead; start this replica again"):
+            replica.do(replica.sampler.check())
+        with pytest.raises(EngineError, match="replica 0"):
+            policy.side.push(2, policy.fanout)
