@@ -40,8 +40,16 @@ def test_a_draw_depends_on_seed_and_index_alone(
 @given(mixtures, st.integers(0, 2**31))
 @settings(max_examples=40, deadline=None)
 def test_each_row_comes_once_an_epoch(mixture: list[tuple[int, float]], seed: int) -> None:
-    draws = stream(mixture, seed)
-    came = [draws.draw(i) for i in range(200)]
+    check_epochs(mixture, seed, draws=200)
+
+
+def test_epochs_go_on_over_the_blocks_of_the_cache() -> None:
+    check_epochs([(700, 1.0), (11, 2.5)], 3, draws=2 * BLOCK + 100)
+
+
+def check_epochs(mixture: list[tuple[int, float]], seed: int, *, draws: int) -> None:
+    order = stream(mixture, seed)
+    came = [order.draw(i) for i in range(draws)]
     for i, (n, _) in enumerate(mixture):
         mine = [t.id for t in came if t.source == "abcd"[i]]
         epochs = [mine[k : k + n] for k in range(0, len(mine), n)]

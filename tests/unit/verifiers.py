@@ -46,8 +46,9 @@ def verify(response, answer, task, config):
     if word == "leave":  # sleepers left behind by a verdict that is fine
         subprocess.Popen(["sleep", "601"], start_new_session=True)
         return True
-    if word == "twin":  # the copy runs on into our code
-        os.fork()
+    if word == "twin":  # the copy runs on into our code, and first
+        if os.fork():
+            time.sleep(0.2)
         return True
     if word == "raise":
         raise ValueError("bad " + rest)
