@@ -98,8 +98,13 @@ class SamplerActor:
         self.sampler = VllmSampler(**spec)
 
     async def call(self, method: str, *args: Any) -> Any:
-        """Await a method of the sampler."""
-        return await getattr(self.sampler, method)(*args)
+        """Await a method of the sampler. When its engine is dead the process ends, and the pool replaces it."""
+        try:
+            return await getattr(self.sampler, method)(*args)
+        except EngineError:
+            if self.sampler.dead:
+                os._exit(1)
+            raise
 
 
 @ray.remote
@@ -109,6 +114,7 @@ class RankActor:
     def __init__(self, env: Mapping[str, str]) -> None:
         os.environ.update(env)
         self._table: tuple[str, Any] = ("", None)
+        self.side: Any = None
 
     def rendezvous(self) -> tuple[str, int]:
         """Address and a free port of this process's machine."""
@@ -127,6 +133,8 @@ class RankActor:
         from rlvr.engine.weight_sync import TrainerSide
 
         policy = self.policy
+        if self.side is not None:
+            self.side.close()
         self.fanout = RayFanout(samplers, limit=limit)
         self.side = TrainerSide(
             policy.module, zero_stage=policy.zero_stage, rank=policy.rank, replicas=len(samplers), limit=limit, **side

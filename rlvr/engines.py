@@ -143,7 +143,7 @@ def sampler_pool(
 
 
 def _policy(resources: Resources, limits: Limits, *, resume: str) -> RayPolicy:
-    from rlvr.engine.deepspeed_setup import environment
+    from rlvr.engine.deepspeed_env import environment
 
     gpus = 0.0 if resources.device == "cpu" else 0.5 if resources.colocate else 1.0
     env = environment(resources.device, threads=resources.threads)

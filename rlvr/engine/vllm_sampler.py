@@ -228,6 +228,11 @@ class VllmSampler:
             "prefix_hits": float(self._cache["hits"]),
         }
 
+    @property
+    def dead(self) -> bool:
+        """Whether the engine's core is gone for good."""
+        return self._engine is not None and self._engine.errored
+
     async def check(self) -> None:
         """Raise `EngineError` when this replica cannot serve."""
         self._healthy()
