@@ -1,7 +1,7 @@
 """Generated arithmetic: `3+4*2=?` with worked steps, for a model so small that a CPU trains it from nothing.
 
-A chain of numbers is worked out one operation at a time, products first: `3+4*2=?` is answered `3+8=11`. The
-answer is what follows the last `=` (verifier `exact`). A demonstration gets each step wrong with probability
+A chain of numbers is worked out one operation at a time, products first: `3+4*2=?` is answered `4*2=8,3+8=11`.
+The answer is what follows the last `=` (verifier `exact`). A demonstration gets each step wrong with probability
 `noise` and goes on from the wrong value, so that a model trained on them is right now and then and has
 something to learn. Levels are lengths of chains: `numbers: [2, 3]` is the quickstart's, `[3, 4, 4, 5]` a sparse one.
 
@@ -23,7 +23,10 @@ from rlvr.types import Task
 
 EVERY = 4  # one prompt in four is held out
 FACTOR = 9  # numbers beside a `*` are 1..9
+NEAR = 3  # a wrong step is off by 1 to 3
 TRIES = 200  # draws without a new prompt after which a level counts as used up
+PRODUCT = re.compile(r"(\d+)(\*)(\d+)")
+SUM = re.compile(r"(-?\d+)([+-])(\d+)")
 
 
 class Config(BaseModel, extra="forbid"):
@@ -60,10 +63,10 @@ def load(config: Config, *, split: str, path: str | None) -> Iterable[Task]:
 
 
 def _task(chain: str, *, config: Config, rng: random.Random) -> Task:
-    *_, answer = worked(chain, noise=0.0, rng=rng)
-    demos = tuple("=".join(worked(chain, noise=config.noise, rng=rng)) for _ in range(config.demos))
+    _, answer = worked(chain, noise=0.0, rng=rng)
+    demos = tuple(",".join(worked(chain, noise=config.noise, rng=rng)[0]) for _ in range(config.demos))
     numbers = len(re.findall(r"\d+", chain))
-    return Task(id=chain, prompt=f"{chain}=?", answer=answer, demos=demos, meta={"numbers": numbers})
+    return Task(id=chain, prompt=f"{chain}=?", answer=str(answer), demos=demos, meta={"numbers": numbers})
 
 
 def held_out(chain: str) -> bool:
@@ -89,26 +92,20 @@ def _chain(config: Config, length: int, rng: random.Random) -> str:
     return text
 
 
-def worked(chain: str, *, noise: float, rng: random.Random) -> list[str]:
-    """What the chain becomes step by step, the last being a number; each step is wrong with probability `noise`."""
+def worked(chain: str, *, noise: float, rng: random.Random) -> tuple[list[str], int]:
+    """Steps such as `4*2=8`, products first, and the result; each step is wrong with probability `noise`."""
     steps: list[str] = []
-    while not re.fullmatch(r"-?\d+", chain):
-        if match := re.search(r"(?P<a>\d+)(?P<op>\*)(?P<b>\d+)", chain):
-            value = int(match["a"]) * int(match["b"])
-        else:
-            match = re.match(r"(?P<a>-?\d+)(?P<op>[+-])(?P<b>\d+)", chain)
-            assert match is not None, chain
-            value = int(match["a"]) + int(f"{match['op']}{match['b']}")
+    while (step := PRODUCT.search(chain) or SUM.match(chain)) is not None:
+        a, operator, b = int(step[1]), step[2], int(step[3])
+        value = a * b if operator == "*" else a + b if operator == "+" else a - b
         if rng.random() < noise:
-            value = _wrong(value, rng, signed=match["op"] != "*")
-        chain = f"{chain[: match.start()]}{value}{chain[match.end() :]}"
-        steps.append(chain)
-    return steps
+            value = _wrong(value, rng, positive=operator == "*")
+        steps.append(f"{step[0]}={value}")
+        chain = f"{chain[: step.start()]}{value}{chain[step.end() :]}"
+    return steps, int(chain)
 
 
-def _wrong(value: int, rng: random.Random, *, signed: bool) -> int:
+def _wrong(value: int, rng: random.Random, *, positive: bool) -> int:
     """A number near `value`; a product stays positive, since `-` is an operator inside a chain."""
-    while True:
-        other = value + rng.choice((-1, 1)) * rng.randint(1, 10)
-        if signed or other >= 0:
-            return other
+    near = [value + d for d in range(-NEAR, NEAR + 1) if d and (value + d >= 0 or not positive)]
+    return rng.choice(near)
