@@ -39,16 +39,21 @@ def main() -> None:
         print(json.dumps(trl_steps(args.trl_child, args.steps)))
         return
     seconds: dict[tuple[int, str], list[float]] = {}
+    pushes: list[float] = []
     for repeat in range(args.repeats):
         for completions in args.completions:
             for name, changes in ROWS.items():
-                steps = ours(completions, args.steps, changes) if changes else trl(completions, args.steps)
+                steps = ours(completions, args.steps, changes, pushes) if changes else trl(completions, args.steps)
                 seconds.setdefault((completions, name), []).extend(steps[WARMUP:])
                 print(
                     f"repeat {repeat}: {completions} {name}: {statistics.median(steps[WARMUP:]):.2f} s a step",
                     flush=True,
                 )
     print(table(seconds, args.completions))
+    for size in args.completions:
+        sync, lagged = (statistics.median(seconds[size, name]) for name in list(ROWS)[:2])
+        print(f"a step of {size} with max_lag 1 takes {lagged / sync:.2f}x one with max_lag 0")
+    print(f"weight push: median {statistics.median(pushes):.3f} s, largest {max(pushes):.3f} s, n={len(pushes)}")
 
 
 def table(seconds: dict[tuple[int, str], list[float]], sizes: list[int]) -> str:
@@ -69,8 +74,8 @@ def table(seconds: dict[tuple[int, str], list[float]], sizes: list[int]) -> str:
     return "\n".join(lines)
 
 
-def ours(completions: int, steps: int, changes: dict[str, Any]) -> list[float]:
-    """Seconds of each step of one run of ours, from its metrics."""
+def ours(completions: int, steps: int, changes: dict[str, Any], pushes: list[float]) -> list[float]:
+    """Seconds of each step of one run of ours, from its metrics; those of its weight pushes go to `pushes`."""
     run = Path("runs/bench-vs-trl")
     shutil.rmtree(run, ignore_errors=True)
     overrides = {
@@ -90,6 +95,7 @@ def ours(completions: int, steps: int, changes: dict[str, Any]) -> list[float]:
     subprocess.run([sys.executable, "-m", "rlvr", "train", "quickstart", *words], check=True, stdout=subprocess.DEVNULL)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     shutil.rmtree(run)
+    pushes.extend(row["time/push"] for row in rows[WARMUP:])
     return [row["time/step"] for row in rows]
 
 

@@ -116,6 +116,8 @@ async def _run(
     async with AsyncExitStack() as stack:
         verifiers = stack.enter_context(data.verifiers)
         note = tracker.display.note
+        for warning in data.warnings:
+            note(warning)
         note(f"starting {recipe.resources.trainers} trainer rank(s) and {recipe.resources.samplers} sampler(s) ...")
         engines = await stack.enter_async_context(
             start_engines(

@@ -29,6 +29,7 @@ class RunData:
     verifiers: VerifierPool
     digests: Mapping[str, str]
     longest_prompt: int
+    warnings: Sequence[str] = ()
 
 
 def read_data(recipe: Recipe, *, project: Path) -> RunData:
@@ -67,7 +68,19 @@ def read_data(recipe: Recipe, *, project: Path) -> RunData:
         verifiers=pool,
         digests=plugin_digests(recipe, specs=specs, project=project),
         longest_prompt=longest,
+        warnings=overlap((t for rows in train for t in rows), held_out),
     )
+
+
+def overlap(train: Iterable[Task], held_out: Mapping[str, Sequence[Task]]) -> list[str]:
+    """A warning for every evaluation set that holds prompts of the training set."""
+    seen = {str(task.prompt) for task in train}
+    counts = {name: sum(str(task.prompt) in seen for task in tasks) for name, tasks in held_out.items()}
+    return [
+        f"warning: data.eval: {n} of {len(held_out[name])} prompts of {name!r} are trained on: its scores say little"
+        for name, n in counts.items()
+        if n
+    ]
 
 
 def train_tasks(data: Data, *, project: Path) -> list[list[Task]]:
@@ -78,7 +91,10 @@ def train_tasks(data: Data, *, project: Path) -> list[list[Task]]:
 
 def eval_tasks(recipe: Recipe, *, project: Path) -> dict[str, list[Task]]:
     """The held-out tasks by dataset ("name#2" where one is listed twice), at most `evaluate.tasks` of each."""
-    tasks = [load_tasks(source, split="eval", project=project) for source in recipe.data.eval]
+    data, tasks = recipe.data, []
+    for source in data.eval:  # a card that trains from a local file knows where its held-out rows lie
+        same = len(data.train) == 1 and source.name == data.train[0].name and "path" not in source.options
+        tasks.append(load_tasks(source, split="eval", path=data.path if same else None, project=project))
     return dict(zip(eval_names(recipe.data), (rows[: recipe.evaluate.tasks] for rows in tasks), strict=True))
 
 

@@ -27,10 +27,12 @@ RECIPES = sorted(
     if path.name != "base.yaml" and config.tree_of(path, project=ROOT) is Recipe
 )
 TINY = [
-    "steps=2", "prompts=4", "group=4", "minibatches=2", "epochs=1", "keep=all", "checkpoint.every=0", "evaluate.every=0",
-    "model={path: base, dtype: float32}", "data={train: {name: arithmetic, numbers: [2], highest: 9, size: 40}}",
-    "prompt={chat: false, max_tokens: 48}", "verifier=easy.py:verify", "sampling.max_tokens=8", "optimizer.lr=1e-3",
-    "resources={device: cpu, threads: 1, token_budget: 512}", "deepspeed={}", "vllm={}",
+    "steps=2", "prompts=4", "group=4", "minibatches=2", "epochs=1", "keep=all", "checkpoint.every=0",
+    "evaluate.every=0", "model={path: base, dtype: float32}", "data.eval=[]",
+    "data.train={name: arithmetic, numbers: [2], highest: 9, size: 40}", "prompt={chat: false, max_tokens: 48}",
+    "prompt.system=null", "verifier=easy.py:verify", "sampling.max_tokens=8", "optimizer.lr=1e-3",
+    "resources={device: cpu, trainers: 1, samplers: 1, tensor_parallel: 1, colocate: false, threads: 1}",
+    "resources.verifiers=1", "resources.token_budget=512",
 ]  # fmt: skip
 
 
@@ -45,7 +47,7 @@ def tiny(path: Path, *, project: Path) -> Recipe:
     for i, spec in enumerate(own.explore):
         if spec.kind == "clip_cov":  # so few tokens: choose more of them, from any covariance
             words += [f"explore.{i}.ratio=0.1", f"explore.{i}.low=-9", f"explore.{i}.high=9"]
-    return config.load(path, overrides=words, project=project).recipe
+    return config.load(path, overrides=words, project=project).recipe.model_copy(update={"deepspeed": {}, "vllm": {}})
 
 
 async def run(recipe: Recipe, engines: object, project: Path) -> list[dict[str, float]]:
