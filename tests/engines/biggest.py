@@ -10,17 +10,35 @@ from torch.utils._pytree import tree_iter
 
 
 class Biggest(TorchDispatchMode):
-    """`rows`: the most logit rows in one tensor whose last dimension is the vocabulary; `largest`: elements of any."""
+    """Counts rows of tensors whose last dimension is the vocabulary.
+
+    `rows`: the most in one tensor; `kept`: of all that autograd keeps for backward, together (what a checkpoint
+    recomputes is not kept).
+    """
 
     def __init__(self, *, vocab: int) -> None:
         super().__init__()
-        self.vocab, self.rows, self.largest = vocab, 0, 0
+        self.vocab, self.rows, self.kept = vocab, 0, 0
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda x: x)
+
+    def __enter__(self) -> Biggest:
+        self._hooks.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._hooks.__exit__(*error)
+
+    def _keep(self, x: torch.Tensor) -> torch.Tensor:
+        self.kept += self._count(x)
+        return x
+
+    def _count(self, x: torch.Tensor) -> int:
+        return x.numel() // self.vocab if x.dim() > 1 and x.shape[-1] == self.vocab else 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for x in tree_iter(out):
-            if isinstance(x, torch.Tensor) and x.dim() > 1 and x.numel():
-                self.largest = max(self.largest, x.numel())
-                if x.shape[-1] == self.vocab:
-                    self.rows = max(self.rows, x.numel() // self.vocab)
+            if isinstance(x, torch.Tensor):
+                self.rows = max(self.rows, self._count(x))
         return out

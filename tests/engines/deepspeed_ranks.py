@@ -184,11 +184,11 @@ def memory(place: Mapping[str, Any], stage: str) -> Out:
         with Biggest(vocab=size) as seen:
             update(policy, table)
         asked = sum(int((r.weight != 0).sum()) for r in table) // policy.spec.world_size
-        out[kind] = {"rows_of_logits": seen.rows, "asked": asked, "chunk": policy.chunk, "largest": seen.largest}
+        out[kind] = {"rows_of_logits": seen.rows, "kept": seen.kept, "asked": asked, "chunk": policy.chunk}
         policy.chunk = 10_000
         with Biggest(vocab=size) as seen:
             update(policy, table, 1)
-        out[kind]["rows_unchunked"] = seen.rows
+        out[kind] |= {"rows_unchunked": seen.rows, "kept_unchunked": seen.kept}
         policy.close()
     return out
 

@@ -173,4 +173,6 @@ def test_only_chunks_of_logits_exist(one: Seen, two: Seen, world: int, stage: st
     assert seen["asked"] > 5 * seen["chunk"]
     # the head's own weight (or its gradient) has 32 rows where it is seen transposed
     assert seen["rows_of_logits"] <= max(seen["chunk"], 32)
+    assert seen["kept"] <= 32 < seen["asked"]
     assert seen["rows_unchunked"] > 2 * seen["rows_of_logits"]  # the probe can see them
+    assert seen["kept_unchunked"] >= seen["asked"] // 2
