@@ -16,7 +16,7 @@ from rlvr.recipe import KL, Objective
 from rlvr.types import F32, Metrics, Plan, Row
 
 WHOLE = frozenset({"loss", "sft_loss", "sft_tokens"})  # totals that are not divided by the tokens
-Marks = Mapping[str, Mapping[int, F32]]  # add-on name -> position of a row -> [L]
+Marks = Mapping[str, Mapping[int, F32] | Sequence[F32]]  # add-on name -> position of a row -> [L]
 
 
 @dataclass(frozen=True)

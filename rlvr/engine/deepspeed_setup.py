@@ -40,7 +40,7 @@ class PolicySpec:
     device: Literal["cpu", "gpu"] = "cpu"
     optimizer: Optimizer = field(default_factory=Optimizer)
     deepspeed: Mapping[str, Any] = field(default_factory=dict)  # the recipe's block
-    objective: Objective = field(default_factory=Objective)
+    objective: Objective = field(default_factory=lambda: Objective.model_validate({}))
     kl: KL = field(default_factory=KL)
     addons: tuple[AddOnSpec, ...] = ()
     project: str = "."
@@ -141,7 +141,7 @@ def load_model(spec: PolicySpec, path: str, config: Mapping[str, Any]) -> TokenS
     Raises EngineError where there is no such model.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -70,7 +70,7 @@ def restore(engine: Any, path: Path, identity: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{path / TAG} is missing or incomplete. Resume from an earlier checkpoint.")
 
 
-def export(lm: nn.Module, path: Path, *, rank: int) -> None:
+def export(lm: Any, path: Path, *, rank: int) -> None:
     """Write config and safetensors below `path`; every rank gathers, rank 0 writes."""
     weights = {}
     for name, p in lm.named_parameters():  # tied weights appear once
@@ -103,7 +103,11 @@ def is_sharded(p: nn.Parameter) -> bool:
 
 def weights(lm: nn.Module) -> list[torch.Tensor]:
     """Host copies of every parameter: this rank's shard under ZeRO-3."""
-    return [(p.ds_tensor if is_sharded(p) else p).detach().to("cpu", copy=True) for p in lm.parameters()]
+    return [_local(p).detach().to("cpu", copy=True) for p in lm.parameters()]
+
+
+def _local(p: Any) -> torch.Tensor:
+    return p.ds_tensor if is_sharded(p) else p
 
 
 @torch.no_grad()
@@ -120,12 +124,11 @@ def perturb(lm: nn.Module, *, scale: float, seed: int) -> None:
 @torch.no_grad()
 def put_back(lm: nn.Module, before: list[torch.Tensor]) -> None:
     """Inverse of `perturb`, from `weights`."""
-    for p, old in zip(lm.parameters(), before, strict=True):
+    parameters: list[Any] = list(lm.parameters())
+    for p, old in zip(parameters, before, strict=True):
         if is_sharded(p):
             p.partition()  # a small parameter may be kept whole between uses: the next use gathers it anew
-            p.ds_tensor.copy_(old)
-        else:
-            p.copy_(old)
+        _local(p).copy_(old)
 
 
 def offload(engine: Any, zero_stage: int) -> None:

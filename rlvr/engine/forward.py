@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +55,9 @@ class TokenStreams(nn.Module):
     follows module calls). Raises EngineError for a head that does more than one projection.
     """
 
-    def __init__(self, lm: nn.Module) -> None:
+    lm: Any  # a transformers model
+
+    def __init__(self, lm: Any) -> None:
         super().__init__()
         self.lm = lm
         config = lm.config.to_dict()

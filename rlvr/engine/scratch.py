@@ -23,7 +23,7 @@ def build(spec: Scratch, texts: Iterable[str], *, path: Path, seed: int) -> Path
     The same spec, texts and seed give the same bytes. Raises DataError where `texts` holds nothing.
     """
     tokenizer = make_tokenizer(spec, list(texts))
-    model = make_model(spec, vocab=len(tokenizer), pad=tokenizer.pad_token_id, eos=tokenizer.eos_token_id, seed=seed)
+    model = make_model(spec, vocab=len(tokenizer), pad=SPECIALS.index(PAD), eos=SPECIALS.index(EOS), seed=seed)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path

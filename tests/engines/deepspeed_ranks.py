@@ -110,6 +110,42 @@ def training(place: Mapping[str, Any], stage: str) -> Out:
     return out
 
 
+def plain(place: Mapping[str, Any], stage: str) -> Out:
+    """The same updates by hand: one row at a time, whole logits, torch's own clipping and AdamW."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from rlvr.engine.deepspeed_loss import Losses, pick
+    from rlvr.engine.deepspeed_policy import RankPolicy
+    from rlvr.types import Plan
+
+    asked = spec(place, stage)
+    o, losses = asked.optimizer, Losses(asked.objective, asked.kl, (), frozenset())
+    lm = AutoModelForCausalLM.from_pretrained(asked.model_path, dtype=torch.float32)
+    adam = torch.optim.AdamW(lm.parameters(), betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
+    table, norms = rows(), []
+    scale = dict.fromkeys(range(len(table)), 1.0 / sum(float(r.weight.sum()) for r in table))
+    for number in range(STEPS):
+        adam.zero_grad()
+        adam.param_groups[0]["lr"] = 1e-3 / (1 + number)
+        for i, row in enumerate(table):
+            tokens = torch.from_numpy(row.tokens).long()[None]
+            logits = lm(input_ids=tokens).logits[:, :-1] / torch.from_numpy(row.temperature[1:])[:, None]
+            logp = torch.log_softmax(logits, -1).gather(-1, tokens[:, 1:, None])[..., 0]
+            out = {"logp": torch.nn.functional.pad(logp, (1, 0))}
+            batch = pick(table, [i], scale=scale, sft_scale=scale, marks={})
+            plan = Plan(update=number, lr=0.0, version=0, first=False)
+            losses(out | {"entropy": out["logp"].detach()}, batch, plan)[0].backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(lm.parameters(), o.max_norm)))
+        adam.step()
+    policy = RankPolicy(asked)
+    metrics = [update(policy, table, number) for number in range(STEPS)]
+    expected = [x for p in lm.parameters() for x in p.detach().flatten().tolist()]
+    seen = {"norms": norms, "expected": expected, "metrics": metrics, "weights": parameters(policy)}
+    policy.close()
+    return seen
+
+
 def state(place: Mapping[str, Any], stage: str) -> Out:
     """Save, go on, restore (same engine, and a new one), go on again; a gradient that is not finite; export."""
     from rlvr.engine.deepspeed_policy import RankPolicy
@@ -194,7 +230,7 @@ def memory(place: Mapping[str, Any], stage: str) -> Out:
 
 
 SECTIONS: dict[str, Callable[[Mapping[str, Any], str], Out]] = {
-    "training": training, "state": state, "noise": noise, "reference": reference, "memory": memory,
+    "training": training, "plain": plain, "state": state, "noise": noise, "reference": reference, "memory": memory,
 }  # fmt: skip
 
 

@@ -20,7 +20,8 @@ pytestmark = pytest.mark.engines
 ROOT = Path(__file__).parents[2]
 ONE = (
     "training:zero0", "training:zero2", "training:zero3", "training:zero2_offload", "training:bf16_zero0",
-    "training:bf16_zero2", "training:bf16_zero3", "state:zero0", "noise:zero0", "memory:zero0",
+    "training:bf16_zero2", "training:bf16_zero3", "plain:zero0", "plain:zero3", "state:zero0", "noise:zero0",
+    "memory:zero0",
 )  # fmt: skip
 TWO = (
     "training:zero0", "training:zero1", "training:zero2", "training:zero3", "training:zero3_offload",
@@ -90,6 +91,13 @@ def test_updates_move_the_weights_and_report_what_they_did(one: Seen) -> None:
     assert {"clip_low", "clip_high", "ratio", "entropy", "loss", "sft_loss", "nonfinite_tokens"} <= metrics[0].keys()
     assert 0 < metrics[0]["entropy"] < np.log(128) and metrics[2]["sft_loss"] < metrics[0]["sft_loss"]
     assert all(m["skipped_updates"] == 0 for m in metrics)
+
+
+@pytest.mark.parametrize("stage", ["zero0", "zero3"])
+def test_updates_are_those_of_plain_torch(one: Seen, stage: str) -> None:
+    seen = one[f"plain:{stage}"]
+    assert [m["grad_norm"] for m in seen["metrics"]] == pytest.approx(seen["norms"], rel=1e-5)
+    np.testing.assert_allclose(seen["weights"], seen["expected"], atol=1e-5)
 
 
 @pytest.mark.parametrize("stage", ["zero2", "zero3", "zero2_offload"])
