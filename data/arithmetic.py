@@ -23,7 +23,7 @@ from rlvr.types import Task
 
 EVERY = 4  # one prompt in four is held out
 FACTOR = 9  # numbers beside a `*` are 1..9
-NEAR = 3  # a wrong step is off by 1 to 3
+NEAR = 20  # a wrong step is off by 1 to 20
 TRIES = 200  # draws without a new prompt after which a level counts as used up
 PRODUCT = re.compile(r"(\d+)(\*)(\d+)")
 SUM = re.compile(r"(-?\d+)([+-])(\d+)")

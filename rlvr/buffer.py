@@ -36,12 +36,16 @@ class Buffer:
     _error: BaseException | None = None
 
     @asynccontextmanager
-    async def workers(self, explore: Callable[[int], Awaitable[Group]]) -> AsyncIterator[None]:
-        """Keep every slot busy with `explore(draw)` while the block runs; cancels what is left at its end."""
+    async def workers(self, explore: Callable[[int], Awaitable[Group]], *, idle: bool = False) -> AsyncIterator[None]:
+        """Keep every slot busy with `explore(draw)` while the block runs; cancels what is left at its end.
+
+        With `idle` nothing is started: the run has no step left.
+        """
         self._explore = explore
-        for draw in [d for d, group in self.active.items() if group is None]:
-            self._start(draw)
-        self._fill()
+        if not idle:
+            for draw in [d for d, group in self.active.items() if group is None]:
+                self._start(draw)
+            self._fill()
         try:
             yield
         finally:
@@ -66,12 +70,13 @@ class Buffer:
             self._changed.clear()
             await self._changed.wait()
 
-    def release(self, groups: Sequence[Group]) -> None:
-        """Free the slots of groups that were trained on; new draws start."""
+    def release(self, groups: Sequence[Group], *, idle: bool = False) -> None:
+        """Free the slots of groups that were trained on; new draws start unless `idle`."""
         for group in groups:
             self.active.pop(group.draw)
             self._taken.discard(group.draw)
-        self._fill()
+        if not idle:
+            self._fill()
 
     def pop_dropped(self) -> list[Group]:
         """Groups that were dropped since the last call, in draw order."""

@@ -225,6 +225,11 @@ def _objective(recipe: Recipe) -> Iterator[Problem]:
         yield warning(
             "objective.constant", f"{given}: the gradient is {limit / (objective.constant or limit):.3g} times as large"
         )
+    if recipe.max_lag > 0 and objective.correction.kind == "none":
+        late = f"with max_lag: {recipe.max_lag} tokens come from older weights, and nothing accounts for it"
+        yield warning("objective.correction.kind", late)
+    if recipe.kl.coef > 0 and recipe.kl.where == "loss" and recipe.kl.estimator == "k1":
+        yield error("kl.estimator", "k1 has a gradient of mean zero in the loss: use k2 or k3, or `where: reward`")
     if recipe.overlong.kind == "shape" and recipe.overlong.buffer >= limit:
         given = f"got {recipe.overlong.buffer}, with sampling.max_tokens: {limit}"
         yield error("overlong.buffer", f"{given}; the soft penalty needs room before it begins")
@@ -280,6 +285,10 @@ def _placement(resources: Resources, *, samplers: int, lag: bool, machine: bool)
     if resources.device == "cpu":
         yield from _placement_cpu(resources, samplers=samplers, lag=lag)
         return
+    sizes = (resources.trainers, samplers, resources.tensor_parallel)
+    if resources.colocate and sizes != (1, 1, 1):
+        got = f"trainers: {sizes[0]}, samplers: {sizes[1]}, tensor_parallel: {sizes[2]}"
+        yield error("resources.colocate", f"one trainer and one sampler share one GPU; got {got}")
     needed = devices(resources, samplers=samplers)
     if machine and resources.address is None and "RAY_ADDRESS" not in os.environ:
         import torch

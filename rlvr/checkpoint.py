@@ -39,7 +39,7 @@ class Saved:
         return self.path / POLICY
 
 
-async def save(
+async def write(
     folder: Path,
     *,
     step: int,
@@ -47,14 +47,11 @@ async def save(
     buffer: Mapping[str, Any],
     policy: Callable[[Path], Awaitable[None]],
 ) -> Path:
-    """Write `folder/step-NNNNNN` and return it; an existing one of the same step is kept as it is.
+    """Write a checkpoint of `step` that nobody sees before `commit`; returns where it is.
 
     Raises:
         CheckpointError: the disk is full or refuses; older checkpoints are untouched.
     """
-    target = folder / f"step-{step:06d}"
-    if target.exists():
-        return target
     partial = folder / f".step-{step:06d}.partial"
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -64,15 +61,37 @@ async def save(
         (partial / BUFFER).write_bytes(pickle.dumps(dict(buffer), protocol=5))
         (partial / MANIFEST).write_text(json.dumps(_manifest(partial), indent=1), encoding="utf-8")
         _sync_tree(partial)
-        os.rename(partial, target)
-        _sync(folder)
-    except OSError as error:
+    except (OSError, TypeError, CheckpointError) as error:
         shutil.rmtree(partial, ignore_errors=True)
+        why = f"an add-on's state_dict is no JSON: {error}" if isinstance(error, TypeError) else str(error)
         raise CheckpointError(
-            f"cannot save {target}: {error.strerror or error}. Earlier checkpoints are untouched; free some space "
-            "(or lower `checkpoint.keep`) and give the same command again to resume from the last one."
+            f"cannot save step {step} below {folder}: {why}. Earlier checkpoints are untouched; free some space (or "
+            "lower `checkpoint.keep`) and give the same command again to resume from the last one."
         ) from error
+    return partial
+
+
+def commit(partial: Path) -> Path:
+    """Make what `write` wrote the checkpoint of its step, by one rename."""
+    target = partial.with_name(partial.name.removeprefix(".").removesuffix(".partial"))
+    if target.exists():
+        shutil.rmtree(partial)
+        return target
+    os.rename(partial, target)
+    _sync(target.parent)
     return target
+
+
+async def save(
+    folder: Path,
+    *,
+    step: int,
+    state: Mapping[str, Any],
+    buffer: Mapping[str, Any],
+    policy: Callable[[Path], Awaitable[None]],
+) -> Path:
+    """`write` and `commit` in one; returns the checkpoint."""
+    return commit(await write(folder, step=step, state=state, buffer=buffer, policy=policy))
 
 
 def load(path: Path) -> Saved:
@@ -102,7 +121,8 @@ def load(path: Path) -> Saved:
 
 def steps(folder: Path) -> list[int]:
     """Steps that have a checkpoint below `folder`, ascending."""
-    return sorted(int(p.name.removeprefix("step-")) for p in folder.glob("step-*") if p.is_dir())
+    names = [p.name.removeprefix("step-") for p in folder.glob("step-*") if p.is_dir()]
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def newest(folder: Path) -> Path | None:
@@ -114,8 +134,10 @@ def newest(folder: Path) -> Path | None:
 def prune(folder: Path, *, keep: int, best: int | None) -> None:
     """Remove all but the last `keep` checkpoints and the best one."""
     for step in steps(folder)[:-keep]:
-        if step != best:
-            shutil.rmtree(folder / f"step-{step:06d}")
+        if step != best:  # out of sight first: a kill must not leave half of one
+            doomed = folder / f".step-{step:06d}.partial"
+            os.rename(folder / f"step-{step:06d}", doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
 
 
 def clean(folder: Path) -> None:

@@ -25,21 +25,72 @@ class ActorDied(EngineError):
 
 
 @asynccontextmanager
-async def ray_session(*, address: str | None, cpus: int) -> AsyncIterator[None]:
-    """Connect to a cluster, or start one on this machine that ends with the block."""
+async def ray_session(*, address: str | None, cpus: int, limit: float = 120) -> AsyncIterator[None]:
+    """Connect to a cluster, or start one on this machine that ends with the block.
+
+    Raises EngineError when no cluster answers at the address, or Ray does not start.
+    """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
     own: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     address = address or os.environ.get("RAY_ADDRESS")
-    if not address:
+    if address:
+        await _reachable(address, limit=min(limit, 60))
+    else:
         _loopback_only()
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "rlvr"}
-    await asyncio.to_thread(ray.init, address=address, **quiet, **({} if address else own))
+    try:
+        await asyncio.to_thread(ray.init, address=address or "local", **quiet, **({} if address else own))
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = f"the cluster at {address} (resources.address or RAY_ADDRESS)" if address else "a local Ray"
+        raise EngineError(f"{where} cannot be used: {first_line(error)}. See `rlvr doctor`.") from error
     try:
         yield
     finally:
         await asyncio.to_thread(ray.shutdown)
+
+
+async def _reachable(address: str, *, limit: float) -> None:
+    """Raise EngineError unless something listens at host:port (Ray itself would try for many minutes)."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # "auto" and the like
+    try:
+        async with asyncio.timeout(limit):
+            _, writer = await asyncio.open_connection(host, int(port))
+    except (OSError, TimeoutError) as error:
+        raise EngineError(
+            f"resources.address: nothing answers at {address} ({error}). Start the cluster first (launch/ shows how), "
+            "or leave the key out to run on this machine."
+        ) from error
+    writer.close()
+
+
+async def wait_for_gpus(wanted: Sequence[float], *, limit: float) -> None:
+    """Wait until nodes with these GPUs (one number per actor) have joined; EngineError when they never do."""
+    end = asyncio.get_running_loop().time() + limit
+    while True:
+        free = sorted(float(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"])
+        if _fits(wanted, free):
+            return
+        if asyncio.get_running_loop().time() > end:
+            raise EngineError(
+                f"resources: {sum(wanted):g} GPUs are needed, up to {max(wanted):g} on one node; within {limit:g} s "
+                f"the nodes had {free}. Lower trainers, samplers or tensor_parallel, or add nodes."
+            )
+        await asyncio.sleep(1)
+
+
+def _fits(wanted: Sequence[float], free: Sequence[float]) -> bool:
+    """First fit of the largest first."""
+    left = list(free)
+    for need in sorted(wanted, reverse=True):
+        place = next((i for i, have in enumerate(left) if have >= need), None)
+        if place is None:
+            return False
+        left[place] -= need
+    return True
 
 
 def _loopback_only() -> None:
@@ -66,10 +117,18 @@ async def answer(ref: ray.ObjectRef, *, limit: float, what: str) -> Any:
             f"{what}: no answer within {limit:g} s. See the actor's log below the Ray session folder; "
             "raise the matching key of `limits:` if the work is really that long."
         ) from error
+    except asyncio.CancelledError:
+        ray.cancel(ref)  # an asynchronous actor stops the work too
+        raise
     except RayTaskError as error:
         raise plain(error, what) from error
     except RayActorError as error:
         raise ActorDied(f"{what}: the process is gone ({first_line(error)}).") from error
+
+
+def stop(actor: Any) -> None:
+    """End an actor's process, if it still lives, and what it holds."""
+    ray.kill(actor, no_restart=True)
 
 
 def plain(error: RayTaskError, what: str) -> RLVRError:
@@ -139,6 +198,11 @@ class RankActor:
         self.side = TrainerSide(
             policy.module, zero_stage=policy.zero_stage, rank=policy.rank, replicas=len(samplers), limit=limit, **side
         )
+
+    def disconnect(self) -> None:
+        """Close the trainer's end of the transfer and remove what it left in shared memory."""
+        if self.side is not None:
+            self.side.close()
 
     def push(self, version: int) -> dict[str, float]:
         """Send the weights to every replica (a collective of all ranks)."""

@@ -14,7 +14,7 @@ from rlvr.batching import micro_batches
 from rlvr.cluster import ActorDied, answer
 from rlvr.cluster_samplers import Replica, SamplerPool
 from rlvr.engine.protocols import Which
-from rlvr.errors import EngineError
+from rlvr.errors import EngineError, ReplicaBroken
 from rlvr.types import Metrics, Plan, Row, Streams, TokenBatch
 
 
@@ -24,8 +24,7 @@ class RayPolicy:
     def __init__(self, ranks: Sequence[Any], *, token_budget: int, limit: float, resume: str) -> None:
         self._ranks, self._budget, self._limit, self._resume = list(ranks), token_budget, limit, resume
         self.lock = asyncio.Lock()
-        self.settled = asyncio.Event()  # cleared between the first update of a step and its push
-        self.settled.set()
+        self.settled = True  # False between the first update of a step and its push
         self.pool_to_sleep: SamplerPool | None = None  # colocation: who has the GPU when we do not
         self._resident = True
         self._table: tuple[tuple[Row, ...], Any] | None = None
@@ -48,7 +47,7 @@ class RayPolicy:
     async def step(self, batch: TokenBatch, plan: Plan) -> Metrics:
         """One optimizer update over all ranks; the metrics are already global."""
         async with self.lock:
-            self.settled.clear()
+            self.settled = False
             scale = dict(zip(batch.index, batch.scale.tolist(), strict=True))
             sft = dict(zip(batch.index, batch.sft_scale.tolist(), strict=True))
             marks = {name: dict(zip(batch.index, rows, strict=True)) for name, rows in plan.marks.items()}
@@ -80,6 +79,10 @@ class RayPolicy:
     async def connect(self, pool: SamplerPool, side: Mapping[str, Any], *, limit: float) -> None:
         """(Re)build the weight transfer to the pool's current replicas."""
         await self._all([r.connect.remote(pool.handles, limit, side) for r in self._ranks], "connect", limit=limit)
+
+    async def disconnect(self) -> None:
+        """Close the transfer; a rank that is gone has nothing to close."""
+        await asyncio.wait({asyncio.wrap_future(r.disconnect.remote().future()) for r in self._ranks}, timeout=5)
 
     async def push(self, version: int, *, limit: float) -> Metrics:
         """The transfer itself; a collective of all ranks. The caller holds `lock`."""
@@ -124,12 +127,12 @@ class RayPolicy:
 
 
 class RaySync:
-    """`WeightSync`: pauses, sends, finishes and resumes from the trainer's side; replaces replicas that died."""
+    """`WeightSync`: the transfer from the trainer's side; replicas that died are replaced and join it."""
 
     def __init__(self, policy: RayPolicy, pool: SamplerPool, side: Mapping[str, Any], *, limit: float) -> None:
         self._policy, self._pool, self._side, self._limit = policy, pool, side, limit
-        self.version = 0
-        pool.join = self._join
+        self.version = 0  # what the samplers serve
+        pool.rejoin = self._rejoin
 
     async def connect(self) -> None:
         """Set the transfer up for the pool's current replicas."""
@@ -137,42 +140,58 @@ class RaySync:
             await self._policy.connect(self._pool, self._side, limit=self._limit)
 
     async def push(self, version: int) -> Metrics:
-        """Every replica serves `version` afterwards."""
-        try:
-            return await self._push(version)
-        except EngineError:
-            self.version = version  # what the trainer holds by now
-            dead = [replica for replica in self._pool.replicas if await self._is_dead(replica)]
-            if not dead:
-                raise
-            self._policy.settled.set()  # nothing trains now, so a new replica may join
-            for replica in dead:
-                await self._pool.revive(replica)
-            return await self._push(version)
+        """Every replica serves `version` afterwards. A dead one is replaced first, and the push tried once more."""
+        async with self._policy.lock:
+            try:
+                metrics = await self._push(version)
+            except EngineError:
+                dead = [r for r in self._pool.replicas if await self._is_dead(r)]
+                if not dead:
+                    raise
+                await self._replace(dead)
+                metrics = await self._push(version)
+            self._policy.settled = True
+            self._pool.blocked.clear()
+            for replica in self._pool.replicas:
+                replica.ready.set()
+        return metrics
 
     async def _push(self, version: int) -> Metrics:
-        async with self._policy.lock:
-            if self._policy.pool_to_sleep is not None:
-                await self._pool.each("wake", ["weights"])
-            metrics = await self._policy.push(version, limit=self._limit)
-            self.version = version
-            if self._policy.pool_to_sleep is not None:
-                await self._policy.resident(False)
-                await self._pool.each("wake", ["kv_cache"])
-        self._policy.settled.set()
+        colocated = self._policy.pool_to_sleep is not None
+        if colocated:
+            await self._pool.each("wake", ["weights"])
+        metrics = await self._policy.push(version, limit=self._limit)
+        self.version = version
+        if colocated:
+            await self._policy.resident(False)
+            await self._pool.each("wake", ["kv_cache"])
         return metrics
 
     async def _is_dead(self, replica: Replica) -> bool:
         try:
             await replica.call("check", limit=self._limit)
+        except ReplicaBroken:
+            return False
         except EngineError:
             return True
         return False
 
-    async def _join(self) -> None:
-        """A replaced replica gets the weights of the current version (between two steps, never inside one)."""
-        await self.connect()
-        if self._policy.settled.is_set():
-            await self._push(self.version)
-        else:
-            await self._policy.settled.wait()
+    async def _replace(self, dead: Sequence[Replica]) -> None:
+        await asyncio.gather(*(self._pool.replace(replica) for replica in dead))
+        await self._policy.connect(self._pool, self._side, limit=self._limit)
+
+    async def _rejoin(self, replica: Replica, handle: Any) -> None:
+        """Replace a replica whose actor `handle` is gone, once however many callers noticed.
+
+        Between two steps it gets the current weights at once; inside a step it waits for the push, since half a
+        step's weights are no version.
+        """
+        async with self._policy.lock:
+            if replica.handle is handle:
+                await self._replace([replica])
+                if self._policy.settled:
+                    await self._push(self.version)
+                    replica.ready.set()
+                else:
+                    self._pool.blocked.set()
+        await replica.ready.wait()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from rlvr.cluster import ActorDied, answer
-from rlvr.errors import EngineError
+from rlvr.cluster import ActorDied, answer, stop
+from rlvr.errors import EngineError, ReplicaBroken
 from rlvr.types import F32, I32, Completion, Request
 
 RESTARTS = 3  # of one replica in one run
+RETRY = 0.2  # seconds between two attempts on a replica that waits for its weights
 
 
 class Replica:
@@ -36,16 +38,21 @@ class SamplerPool:
     """All requests of one `generate` call go to one replica, so that a group shares its prompt's prefix."""
 
     def __init__(self, make: Callable[[int], Any], *, replicas: int, start_limit: float, limit: float) -> None:
-        self._make, self._start_limit = make, start_limit
+        self._make, self._start_limit, self._limit = make, start_limit, limit
         self.replicas = [Replica(i, make(i), limit=limit) for i in range(replicas)]
-        self._reviving: dict[int, asyncio.Task[None]] = {}
-        self.join: Callable[[], Awaitable[None]] | None = None  # gives a new replica the current weights
-        self.restarts = 0
+        self.rejoin: Callable[[Replica, Any], Awaitable[None]] | None = None  # see `RaySync`
+        self.blocked = asyncio.Event()  # a new replica waits for the next push
+        self._calls = 0
 
     @property
     def handles(self) -> list[Any]:
         """The actors, in replica order."""
         return [r.handle for r in self.replicas]
+
+    @property
+    def restarts(self) -> int:
+        """How often a replica was replaced."""
+        return sum(r.restarts for r in self.replicas)
 
     async def start(self) -> None:
         """Start every engine (the weights are those of the model's folder)."""
@@ -54,42 +61,47 @@ class SamplerPool:
             replica.ready.set()
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Sample; when the replica dies meanwhile the whole call starts again on a living one."""
-        while True:
-            replica = min(self.replicas, key=lambda r: (not r.ready.is_set(), r.load, r.index))
-            await replica.ready.wait()
-            replica.load += len(requests)
-            try:
-                return await replica.call("generate", list(requests))
-            except ActorDied:
-                await self.revive(replica)
-            finally:
-                replica.load -= len(requests)
+        """Sample; when the replica is lost meanwhile the whole call starts again on a living one.
 
-    async def revive(self, replica: Replica) -> None:
-        """Replace a dead replica, once however many callers noticed; returns when it serves current weights."""
-        if replica.index not in self._reviving:
-            replica.ready.clear()
-            self._reviving[replica.index] = asyncio.create_task(self._replace(replica))
-        await asyncio.shield(self._reviving[replica.index])
+        Raises EngineError when no replica can serve within the limit.
+        """
+        async with asyncio.timeout(self._limit):
+            while True:
+                replica = min(self.replicas, key=lambda r: (not r.ready.is_set(), r.load, r.index))
+                await replica.ready.wait()
+                handle = replica.handle
+                replica.load += len(requests)
+                try:
+                    return await self._sample(replica, requests)
+                except ReplicaBroken:
+                    await asyncio.sleep(RETRY)  # until the push that mends it
+                except ActorDied:
+                    if self.rejoin is None:
+                        raise
+                    await self.rejoin(replica, handle)
+                finally:
+                    replica.load -= len(requests)
 
-    async def _replace(self, replica: Replica) -> None:
+    async def _sample(self, replica: Replica, requests: Sequence[Request]) -> list[Completion]:
+        """One attempt, under keys of its own: what is left of an earlier one cannot collide with it."""
+        self._calls += 1
+        tagged = [replace(request, key=f"{request.key}@{self._calls}") for request in requests]
+        completions = await replica.call("generate", tagged)
+        return [replace(c, key=r.key) for c, r in zip(completions, requests, strict=True)]
+
+    async def replace(self, replica: Replica) -> None:
+        """A new process in place of a dead one; it is started but has no current weights yet."""
+        replica.ready.clear()
         replica.restarts += 1
-        self.restarts += 1
-        try:
-            if replica.restarts > RESTARTS:
-                raise EngineError(
-                    f"sampler replica {replica.index} died {replica.restarts} times. Look at its log below the Ray "
-                    "session folder (out of memory is the usual reason: lower `vllm.gpu_memory_utilization`, "
-                    "`sampling.max_tokens` or VLLM_CPU_KVCACHE_SPACE); the run resumes with the same command."
-                )
-            replica.handle = self._make(replica.index)
-            await replica.call("start", limit=self._start_limit)
-            if self.join is not None:
-                await self.join()
-            replica.ready.set()
-        finally:
-            self._reviving.pop(replica.index, None)
+        if replica.restarts > RESTARTS:
+            raise EngineError(
+                f"sampler replica {replica.index} died {replica.restarts} times. Look at its log below the Ray "
+                "session folder (out of memory is the usual reason: lower `vllm.gpu_memory_utilization`, "
+                "`sampling.max_tokens` or `vllm.kv_cache_memory_bytes`); the run resumes with the same command."
+            )
+        stop(replica.handle)
+        replica.handle = self._make(replica.index)
+        await replica.call("start", limit=self._start_limit)
 
     async def each(self, method: str, *args: Any) -> list[Any]:
         """The same call on every replica."""

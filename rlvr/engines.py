@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlvr.catalog import build_addons
-from rlvr.cluster import RankActor, SamplerActor, ray_session
+from rlvr.cluster import RankActor, SamplerActor, ray_session, wait_for_gpus
 from rlvr.cluster_policy import RayPolicy, RaySync
 from rlvr.cluster_samplers import SamplerPool
 from rlvr.recipe import Limits, Recipe, Resources
@@ -45,7 +45,12 @@ async def start_engines(
     """
     resources, limits = recipe.resources, recipe.limits
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(ray_session(address=resources.address, cpus=_cpus(resources)))
+        await stack.enter_async_context(
+            ray_session(address=resources.address, cpus=_cpus(resources), limit=limits.start)
+        )
+        if resources.device == "gpu":
+            wanted = [_sampler_gpus(resources)] * resources.samplers + [_rank_gpus(resources)] * resources.trainers
+            await wait_for_gpus(wanted, limit=limits.start)
         pool = sampler_pool(
             resources,
             limits,
@@ -59,9 +64,13 @@ async def start_engines(
         )
         policy = _policy(resources, limits, resume=resume)
         specs = rank_specs(recipe, model_path=model_path, project=project)
-        await asyncio.gather(pool.start(), policy.start(specs, limit=limits.start))
-        if resources.colocate:
+        if resources.colocate:  # one after the other: each measures what memory is free
+            await pool.start()
+            await pool.each("sleep")
+            await policy.start(specs, limit=limits.start)
             policy.pool_to_sleep = pool
+        else:
+            await asyncio.gather(pool.start(), policy.start(specs, limit=limits.start))
         side = {
             "dtype": recipe.model.dtype,
             "world_size": resources.trainers,
@@ -73,7 +82,10 @@ async def start_engines(
         }
         sync = RaySync(policy, pool, side, limit=limits.push)
         await sync.connect()
-        yield Engines(policy=policy, sync=sync, pool=pool, block=block_size(resources, recipe.vllm))
+        try:
+            yield Engines(policy=policy, sync=sync, pool=pool, block=block_size(resources, recipe.vllm))
+        finally:
+            await policy.disconnect()
 
 
 @asynccontextmanager
@@ -87,9 +99,10 @@ async def sampler_only(
     limits: Limits,
     overrides: Mapping[str, Any],
     trust_remote_code: bool = False,
+    revision: str | None = None,
 ) -> AsyncIterator[SamplerPool]:
     """Samplers with the weights of a folder, for evaluation."""
-    async with ray_session(address=resources.address, cpus=_cpus(resources)):
+    async with ray_session(address=resources.address, cpus=_cpus(resources), limit=limits.start):
         pool = sampler_pool(
             resources,
             limits,
@@ -99,7 +112,7 @@ async def sampler_only(
             seed=seed,
             overrides=overrides,
             trust_remote_code=trust_remote_code,
-            revision=None,
+            revision=revision,
         )
         await pool.start()
         yield pool
@@ -133,7 +146,7 @@ def sampler_pool(
         "trust_remote_code": trust_remote_code,
         "revision": revision,
     }
-    gpus = 0.0 if resources.device == "cpu" else 0.5 if resources.colocate else float(resources.tensor_parallel)
+    gpus = _sampler_gpus(resources)
 
     def make(replica: int) -> Any:
         options = {"num_cpus": 0, "num_gpus": gpus, "max_concurrency": 4096}
@@ -145,7 +158,7 @@ def sampler_pool(
 def _policy(resources: Resources, limits: Limits, *, resume: str) -> RayPolicy:
     from rlvr.engine.deepspeed_env import environment
 
-    gpus = 0.0 if resources.device == "cpu" else 0.5 if resources.colocate else 1.0
+    gpus = _rank_gpus(resources)
     env = environment(resources.device, threads=resources.threads)
     ranks = [RankActor.options(num_cpus=0, num_gpus=gpus).remote(env) for _ in range(resources.trainers)]
     return RayPolicy(ranks, token_budget=resources.token_budget, limit=limits.step, resume=resume)
@@ -181,6 +194,14 @@ def rank_specs(recipe: Recipe, *, model_path: str, project: Path) -> list[Policy
         )
         for rank in range(r.trainers)
     ]
+
+
+def _rank_gpus(resources: Resources) -> float:
+    return 0.0 if resources.device == "cpu" else 0.5 if resources.colocate else 1.0
+
+
+def _sampler_gpus(resources: Resources) -> float:
+    return 0.0 if resources.device == "cpu" else 0.5 if resources.colocate else float(resources.tensor_parallel)
 
 
 def transport(resources: Resources) -> str:

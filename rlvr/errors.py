@@ -25,6 +25,10 @@ class EngineError(RLVRError, RuntimeError):
     """An engine (sampler, policy, weight sync) that failed or exceeded its time limit."""
 
 
+class ReplicaBroken(EngineError):
+    """A living sampler whose weights cannot be trusted: an update of them failed half way. The next push mends it."""
+
+
 class HandshakeError(EngineError):
     """Sampler and trainer disagree on log-probabilities."""
 

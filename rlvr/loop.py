@@ -4,59 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from collections.abc import Awaitable, Sequence
+from dataclasses import replace
 
 from rlvr.batching import collate, row_table, split_updates
-from rlvr.buffer import Buffer
 from rlvr.credit import assign_credit, shape_rewards
-from rlvr.engine.protocols import Policy, WeightSync
-from rlvr.explore.base import AddOn, Context, Draw, Sample
-from rlvr.recipe import Recipe
+from rlvr.explore.base import Draw
+from rlvr.parts import Loop
 from rlvr.rollout.groups import drop_reason
 from rlvr.seeds import stable_seed
-from rlvr.types import Group, Metrics, Row, Sampling, Task
+from rlvr.types import Group, Metrics, Row, Sampling
 from rlvr.update import Streamed, group_metrics, make_update, merge, prefixed, with_streams
-
-
-class Observer(Protocol):
-    """What the loop tells the outside world; see `rlvr.run`."""
-
-    def record(self, step: int, groups: Sequence[Group], metrics: Metrics) -> None:
-        """One finished step: every group of it (dropped ones too, in draw order) and its metrics."""
-        ...
-
-    async def checkpoint(self, loop: Loop, metrics: Metrics) -> None:
-        """Save if one is due."""
-        ...
-
-    def evaluate(self, step: int) -> Awaitable[None] | None:
-        """Start an evaluation of the weights of `step` if one is due."""
-        ...
-
-
-@dataclass
-class Loop:
-    """The state of a run between two steps, and the parts it works with."""
-
-    recipe: Recipe
-    tasks: Callable[[int], Task]  # x ~ D: a pure function of the draw
-    sample: Sample  # already wrapped by the add-ons
-    policy: Policy
-    sync: WeightSync
-    buffer: Buffer
-    context: Context
-    observer: Observer
-    addons: Sequence[AddOn] = ()
-    step: int = 0  # steps done = weight version served
-    update: int = 0  # optimizer updates done
-    stop: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 async def train(loop: Loop) -> None:
     """Run until `recipe.steps`, or until `loop.stop` is set (the state is then that of the last finished step)."""
-    async with loop.buffer.workers(lambda draw: explore(loop, draw)):
+    async with loop.buffer.workers(lambda draw: explore(loop, draw), idle=loop.step >= loop.recipe.steps):
         evaluation = loop.observer.evaluate(loop.step)
         while loop.step < loop.recipe.steps and not loop.stop.is_set():
             started = time.perf_counter()
@@ -64,29 +27,33 @@ async def train(loop: Loop) -> None:
             if groups is None:
                 break
             generated = time.perf_counter()
+            if evaluation is not None and loop.recipe.resources.colocate:
+                await evaluation  # training takes the samplers' memory
             streamed = await with_streams(groups, loop.policy, loop.recipe, loop.addons)
             groups = credit(streamed.groups, loop)
             metrics = group_metrics(groups, version=loop.step) | await learn(loop, groups, streamed)
-            trained = time.perf_counter()
-            if evaluation is not None:
-                await evaluation  # its answers come from the weights of its step alone
-            synced = time.perf_counter()
-            metrics |= await loop.sync.push(loop.step + 1)
             loop.step += 1
             for addon in loop.addons:  # the only place where their state changes
                 metrics |= prefixed(addon.name, addon.observe(groups, metrics))
+            trained = time.perf_counter()
+            dropped = loop.buffer.pop_dropped()
+            partial = await loop.observer.checkpoint(loop, metrics)  # while nothing of the next step is sampled
+            if evaluation is not None and not loop.recipe.resources.colocate:
+                await evaluation  # its answers come from the weights of its step alone
+            saved = time.perf_counter()
+            metrics |= await loop.sync.push(loop.step)
             metrics |= {
                 "time/generate": generated - started,
                 "time/train": trained - generated,
-                "time/evaluate": synced - trained,
-                "time/sync": time.perf_counter() - synced,
+                "time/save": saved - trained,
+                "time/sync": time.perf_counter() - saved,
                 "time/step": time.perf_counter() - started,
+                "time/group_timeouts": float(loop.buffer.timeouts),
             }
-            dropped = loop.buffer.pop_dropped()
             loop.observer.record(loop.step, sorted([*groups, *dropped], key=lambda g: g.draw), metrics)
-            loop.buffer.release(groups)  # only now may new groups start
+            loop.observer.commit(partial)
+            loop.buffer.release(groups, idle=loop.step >= loop.recipe.steps)  # only now may new groups start
             evaluation = loop.observer.evaluate(loop.step)
-            await loop.observer.checkpoint(loop, metrics)
         if evaluation is not None and not loop.stop.is_set():
             await evaluation
 
@@ -100,7 +67,7 @@ async def explore(loop: Loop, draw: int) -> Group:
     sampling = Sampling(temperature=s.temperature, top_p=s.top_p, top_k=s.top_k, max_tokens=s.max_tokens, stop=s.stop)
     group = await loop.sample(Draw(task=task, index=draw, step=loop.step, group=recipe.group, sampling=sampling))
     for addon in loop.addons:
-        group = await addon.guide(group, loop.context)
+        group = await addon.guide(group, loop.context.at(loop.step))
     return replace(group, dropped=drop_reason(group, keep=recipe.keep))
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rlvr import checkpoint
 from rlvr.engine.protocols import Sampler, Verifiers
 from rlvr.evaluate.run import evaluate
-from rlvr.loop import Loop
+from rlvr.parts import Loop
 from rlvr.recipe import Recipe
 from rlvr.rollout.groups import Encoder
 from rlvr.track.journal import read
@@ -32,6 +35,8 @@ class RunObserver:
     eval_sets: Mapping[str, Sequence[Task]]
     digests: Mapping[str, str]  # of the catalogue files in use
     last_saved: int = -1
+    stop: asyncio.Event = field(default_factory=asyncio.Event)  # the run is told to end
+    blocked: asyncio.Event = field(default_factory=asyncio.Event)  # a new sampler waits for the next push
     running: set[asyncio.Task[None]] = field(default_factory=set)
 
     def record(self, step: int, groups: Sequence[Group], metrics: Metrics) -> None:
@@ -50,7 +55,23 @@ class RunObserver:
         task = asyncio.create_task(self._evaluate(step, missing), name=f"evaluate-{step}")
         self.running.add(task)
         task.add_done_callback(self.running.discard)
-        return task
+        return self._settled(task, step)
+
+    async def _settled(self, task: asyncio.Task[None], step: int) -> None:
+        """Wait for an evaluation, but not when the run is to end, or when it cannot end before the next push."""
+        others = [asyncio.ensure_future(event.wait()) for event in (self.blocked, self.stop)]
+        await asyncio.wait({task, *others}, return_when=asyncio.FIRST_COMPLETED)
+        for other in others:
+            other.cancel()
+        if task.done():
+            task.result()
+        elif self.stop.is_set():
+            task.cancel()
+            self.tracker.display.note(f"warning: the evaluation of step {step} was not finished")
+        else:
+            self.tracker.display.note(
+                f"warning: the evaluation of step {step} ends on later weights: a sampler died under it"
+            )
 
     async def _evaluate(self, step: int, names: Sequence[str]) -> None:
         e, s = self.recipe.evaluate, self.recipe.sampling
@@ -73,16 +94,24 @@ class RunObserver:
             self.tracker.evaluation(result.record(step))
         self._prune()
 
-    async def checkpoint(self, loop: Loop, metrics: Metrics) -> None:
-        """Every N steps and after the last one."""
+    async def checkpoint(self, loop: Loop, metrics: Metrics) -> Path | None:
+        """Write one every N steps and after the last one; it counts when `commit` is called."""
         every = self.recipe.checkpoint.every
-        if loop.step >= self.recipe.steps or (every > 0 and loop.step % every == 0):
-            await self.save(loop, metrics)
+        due = loop.step >= self.recipe.steps or (every > 0 and loop.step % every == 0)
+        return await self._write(loop, metrics) if due else None
 
-    async def save(self, loop: Loop, metrics: Metrics) -> None:
-        """Save the state between two steps, once per step."""
-        if self.last_saved == loop.step:
-            return
+    def commit(self, partial: Path | None) -> None:
+        """After the step's lines are in the journals: a checkpoint never stands without them."""
+        if partial is not None:
+            checkpoint.commit(partial)
+            self._prune()
+
+    async def save(self, loop: Loop) -> None:
+        """Save the state between two steps now, unless it is saved already."""
+        if self.last_saved != loop.step:
+            self.commit(await self._write(loop, {}))
+
+    async def _write(self, loop: Loop, metrics: Metrics) -> Path:
         state: dict[str, Any] = {
             "update": loop.update,
             "version": loop.step,
@@ -90,15 +119,14 @@ class RunObserver:
             "metrics": {k: v for k, v in metrics.items() if not k.startswith("time/")},
             "digests": dict(self.digests),
         }
-        await checkpoint.save(
+        self.last_saved = loop.step
+        return await checkpoint.write(
             self.folder.checkpoints,
             step=loop.step,
             state=state,
             buffer=loop.buffer.state_dict(),
             policy=loop.policy.save,
         )
-        self.last_saved = loop.step
-        self._prune()
 
     def _prune(self) -> None:
         keep = self.recipe.checkpoint
@@ -119,8 +147,14 @@ class RunObserver:
 
 
 def drop_metrics(groups: Sequence[Group]) -> Metrics:
-    """How many groups were dropped, and why."""
-    out: Metrics = {"groups/dropped": float(sum(g.dropped is not None for g in groups))}
+    """How many groups were dropped, and why; pass rate and errors of all that was sampled, before any drop."""
+    valid = np.concatenate([g.valid for g in groups])
+    correct = np.concatenate([g.correct for g in groups])
+    out: Metrics = {
+        "groups/dropped": float(sum(g.dropped is not None for g in groups)),
+        "sampled/pass_rate": float(correct[valid].mean()) if valid.any() else 0.0,
+        "sampled/errors": float((~valid).sum()),
+    }
     for group in groups:
         if group.dropped is not None:
             key = f"groups/dropped_{group.dropped.replace(' ', '_')}"

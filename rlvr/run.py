@@ -6,9 +6,9 @@ import asyncio
 import shlex
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rlvr import catalog, checkpoint, config
@@ -18,8 +18,9 @@ from rlvr.engine.protocols import Verifiers
 from rlvr.engines import Engines, start_engines
 from rlvr.errors import ConfigError
 from rlvr.explore.base import AddOn, Sample
-from rlvr.loop import Loop, train
+from rlvr.loop import train
 from rlvr.observer import RunObserver
+from rlvr.parts import Loop
 from rlvr.prompting import Prompter
 from rlvr.recipe import Recipe
 from rlvr.rollout.groups import flat_groups
@@ -31,7 +32,11 @@ from rlvr.track.run_dir import ROOT, RunDir
 from rlvr.track.tracker import Tracker, open_tracker
 from rlvr.types import I32, Completion, Request, Task, Verdict
 
-FREE = frozenset({"steps", "checkpoint", "evaluate", "track", "limits"})  # may change on resume
+FREE = (  # what may change on resume
+    *("checkpoint.every", "checkpoint.keep", "checkpoint.best"),
+    *("evaluate", "track", "limits", "resources.address"),
+)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # of the handshake, in log-probability
 
 
@@ -54,6 +59,10 @@ class RunContext:
     verifiers: Verifiers
     prompter: Prompter
     step: int = 0
+
+    def at(self, step: int) -> RunContext:
+        """The same context for the groups of one step."""
+        return replace(self, step=step)
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Sample on one replica."""
@@ -89,7 +98,7 @@ async def run_training(resolved: config.Resolved[Recipe], *, project: Path, sinc
             if saved.step >= recipe.steps and not missing_evaluations(folder, recipe):
                 return Outcome(folder, saved.step, recipe.steps)
         data = await asyncio.to_thread(read_data, recipe, project=project)
-        folder.recipe.write_text(config.dump(recipe), encoding="utf-8")
+        folder.write_recipe(config.dump(recipe))
         with open_tracker(
             folder,
             display=make_display(recipe.steps, title=recipe.run),
@@ -99,7 +108,7 @@ async def run_training(resolved: config.Resolved[Recipe], *, project: Path, sinc
             config=recipe.model_dump(mode="json"),
             since=since,
         ) as tracker:
-            command = f"rlvr train {shlex.quote(str(resolved.path))} run={recipe.run}"
+            command = f"rlvr train {shlex.quote(str(folder.recipe))}"  # the resolved recipe: overrides are in it
             return await _run(recipe, folder, tracker, data, saved, project=project, command=command)
 
 
@@ -114,8 +123,9 @@ async def _run(
     command: str,
 ) -> Outcome:
     async with AsyncExitStack() as stack:
-        verifiers = stack.enter_context(data.verifiers)
+        stack.enter_context(data.verifiers)
         note = tracker.display.note
+        stop = stack.enter_context(Stop(note))
         for warning in data.warnings:
             note(warning)
         note(f"starting {recipe.resources.trainers} trainer rank(s) and {recipe.resources.samplers} sampler(s) ...")
@@ -129,58 +139,97 @@ async def _run(
                 project=project,
             )
         )
-        addons = catalog.build_addons(recipe.explore, seed=recipe.seed, project=project)
-        context = RunContext(recipe.seed, engines, verifiers, data.prompter)
-        observer = RunObserver(
-            recipe, folder, tracker, engines.pool, verifiers, data.prompter, data.eval_sets, data.digests
-        )
-        loop = Loop(
-            recipe=recipe,
-            tasks=data.stream.draw,
-            policy=engines.policy,
-            sync=engines.sync,
-            context=context,
-            sample=compose(addons, flat_groups(engines.pool, verifiers, data.prompter, seed=recipe.seed)),
-            buffer=Buffer(
-                slots=(recipe.max_lag + 1) * recipe.prompts,
-                group_limit=recipe.limits.group,
-                max_dropped=recipe.max_draws * recipe.prompts,
-            ),
-            observer=observer,
-            addons=addons,
-        )
+        loop, observer = build_loop(recipe, folder, tracker, data, engines, stop=stop.event, project=project)
         if saved is not None:
             await restore(loop, saved, observer)
             note(f"resumed at step {saved.step} from {saved.path}")
         note(await shake_hands(engines, recipe, vocab=data.prompter.vocab, version=loop.step))
         if saved is None:
-            for addon in addons:
-                await addon.prepare(context)
-        return await _loop(loop, observer, note=note)
+            for addon in loop.addons:
+                await addon.prepare(loop.context)
+        stop.looping = True
+        return await _loop(loop, observer)
 
 
-async def _loop(loop: Loop, observer: RunObserver, *, note: object) -> Outcome:
-    assert callable(note)
+def build_loop(
+    recipe: Recipe,
+    folder: RunDir,
+    tracker: Tracker,
+    data: RunData,
+    engines: Engines,
+    *,
+    stop: asyncio.Event,
+    project: Path,
+) -> tuple[Loop, RunObserver]:
+    """The loop of a recipe on engines that run, and what watches it; before any step, with nothing restored."""
+    addons = catalog.build_addons(recipe.explore, seed=recipe.seed, project=project)
+    observer = RunObserver(
+        recipe=recipe,
+        folder=folder,
+        tracker=tracker,
+        sampler=engines.pool,
+        verifiers=data.verifiers,
+        encoder=data.prompter,
+        eval_sets=data.eval_sets,
+        digests=data.digests,
+        stop=stop,
+        blocked=engines.pool.blocked,
+    )
+    loop = Loop(
+        recipe=recipe,
+        tasks=data.stream.draw,
+        policy=engines.policy,
+        sync=engines.sync,
+        context=RunContext(recipe.seed, engines, data.verifiers, data.prompter),
+        sample=compose(addons, flat_groups(engines.pool, data.verifiers, data.prompter, seed=recipe.seed)),
+        buffer=Buffer(
+            slots=(recipe.max_lag + 1) * recipe.prompts,
+            group_limit=recipe.limits.group,
+            max_dropped=recipe.max_draws * recipe.prompts,
+        ),
+        observer=observer,
+        addons=addons,
+        stop=stop,
+    )
+    return loop, observer
 
-    def stop() -> None:
-        if loop.stop.is_set():
-            raise KeyboardInterrupt
-        note("stopping: the run is saved as soon as the update in hand is done (again: stop at once)")
-        loop.stop.set()
 
-    running = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        running.add_signal_handler(number, stop)
+async def _loop(loop: Loop, observer: RunObserver) -> Outcome:
     try:
         await train(loop)
-        await observer.save(loop, {})
+        await observer.save(loop)
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            running.remove_signal_handler(number)
         for task in list(observer.running):
             task.cancel()
         await asyncio.gather(*observer.running, return_exceptions=True)
-    return Outcome(observer.folder, loop.step, loop.recipe.steps, stopped=loop.stop.is_set())
+    unfinished = loop.step < loop.recipe.steps or missing_evaluations(observer.folder, loop.recipe)
+    return Outcome(observer.folder, loop.step, loop.recipe.steps, stopped=loop.stop.is_set() and unfinished)
+
+
+@dataclass
+class Stop:
+    """SIGINT and SIGTERM: the first asks the loop to save and end; before the loop, and the second time, all ends."""
+
+    note: Callable[[str], None]
+    event: asyncio.Event = field(default_factory=asyncio.Event)
+    looping: bool = False
+
+    def __enter__(self) -> Stop:
+        self._main = asyncio.current_task()
+        for number in SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, self._heard)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in SIGNALS:
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+    def _heard(self) -> None:
+        if self.looping and not self.event.is_set():
+            self.note("stopping: the run is saved as soon as the update in hand is done (again: stop at once)")
+            self.event.set()
+        elif self._main is not None:
+            self._main.cancel()
 
 
 def compose(addons: Sequence[AddOn], sample: Sample) -> Sample:
@@ -232,17 +281,17 @@ def same_recipe(folder: RunDir, recipe: Recipe) -> None:
     """Raise ConfigError where a resumed run differs from the recipe that it was started with."""
     before = config.leaves(config.load(folder.recipe, overrides=()).recipe)
     now = config.leaves(recipe)
+    free = (*FREE, *(("steps",) if recipe.optimizer.schedule == "constant" else ()))  # else it shapes the schedule
     changed = [
         f"{folder.recipe}: {key}: this run was started with {before.get(key)!r}, got {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key.split(".")[0] not in FREE
+        if before.get(key) != now.get(key) and not any(f"{key}.".startswith(f"{name}.") for name in free)
     ]
     if changed:
-        free = ", ".join(sorted(FREE))
         raise ConfigError(
             [
                 *changed,
-                f"A run resumes with the recipe that it was started with (only {free} may change). Choose "
+                f"A run resumes with the recipe that it was started with (only {', '.join(free)} may change). Choose "
                 f"another name with run=NAME; `checkpoint.start_from={folder.path}` begins from these weights.",
             ]
         )

@@ -160,7 +160,7 @@ async def _train(
     recipe = resolved.recipe
     tasks = [demonstrated(some) for some in train_tasks(recipe.data, project=project)]
     model = base_model(recipe, [t for some in tasks for t in some], folder, project=project)
-    folder.recipe.write_text(config.dump(recipe), encoding="utf-8")
+    folder.write_recipe(config.dump(recipe))
     m = recipe.model
     tokenizer = load_tokenizer(model, revision=m.revision, trust_remote_code=m.trust_remote_code)
     stream = TaskStream(tasks, [source.weight for source in recipe.data.train], seed=recipe.seed)

@@ -18,7 +18,8 @@ from rlvr.types import F32, Group, Metrics, Plan, Row, Streams, TokenBatch
 
 REFERENCE = "ref_"  # a stream "ref_x" is "x" of the reference model
 OLD = "old_logp"
-COUNTS = frozenset({"tokens", "skipped_updates", "nonfinite_tokens", "active"})
+COUNTS = frozenset({"tokens", "skipped_updates", "nonfinite_tokens", "active", "candidates"})
+PER_UPDATE = frozenset({"loss", "grad_norm", "lr"})  # numbers of an update, not of its tokens
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ async def with_streams(groups: Sequence[Group], policy: Policy, recipe: Recipe, 
     """
     needs = set().union(*(a.needs for a in addons))
     measures = set().union(*(a.measures for a in addons))
-    if recipe.minibatches * recipe.epochs > 1:
+    appended = any(type(a).updates is not AddOn.updates for a in addons)
+    if recipe.minibatches * recipe.epochs > 1 or appended:
         needs.add(OLD)
     if recipe.kl.coef > 0:
         needs |= {"ref_logp"} | ({OLD} if recipe.kl.where == "reward" else set())
@@ -121,15 +123,22 @@ def prefixed(name: str, metrics: Metrics) -> Metrics:
 
 
 def merge(updates: Sequence[Metrics]) -> Metrics:
-    """One object for a step: `*_max` by maximum, what COUNTS names by sum, all else by mean over the updates."""
+    """One object for a step: `*_max` by maximum, what COUNTS names by sum, all else by mean over the updates.
+
+    The trainer's means over tokens are weighted by the updates' tokens.
+    """
     out: Metrics = {}
     for key in dict.fromkeys(k for metrics in updates for k in metrics):
-        values = [m[key] for m in updates if key in m]
+        having = [m for m in updates if key in m]
+        values = [m[key] for m in having]
+        tokens = [m.get("train/tokens", 1.0) for m in having]
         last = key.rsplit("/", 1)[-1]
         if last.endswith("_max"):
             out[key] = max(values)
         elif last in COUNTS:
             out[key] = sum(values)
+        elif key.startswith("train/") and last not in PER_UPDATE and sum(tokens) > 0:
+            out[key] = sum(v * n for v, n in zip(values, tokens, strict=True)) / sum(tokens)
         else:
             out[key] = sum(values) / len(values)
     return out

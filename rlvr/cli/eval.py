@@ -160,6 +160,7 @@ async def measure(recipe: Recipe, *, project: Path) -> list[EvalResult]:
             limits=limits,
             overrides=recipe.vllm,
             trust_remote_code=model.trust_remote_code,
+            revision=model.revision,
         ) as sampler:
             return [
                 await evaluate(

@@ -22,9 +22,13 @@ def command(
     project = Path.cwd()
     resolved = config.load(recipe, overrides=overrides or [], project=project)
     check.refuse(resolved, project=project)
-    outcome = asyncio.run(run_training(resolved, project=project, since=since))
+    try:
+        outcome = asyncio.run(run_training(resolved, project=project, since=since))
+    except asyncio.CancelledError:
+        print("stopped at once; the same command goes on from the last checkpoint, if there is one")
+        raise typer.Exit(130) from None
     where = outcome.folder.path
-    if outcome.stopped and outcome.step < outcome.steps:
+    if outcome.stopped:
         print(f"stopped and saved at step {outcome.step} of {outcome.steps}; the same command resumes: {where}")
         raise typer.Exit(130)
     print(f"done: {outcome.step} of {outcome.steps} steps in {where} (rlvr view {where}, rlvr export {where})")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlvr.engine.forward import pad_values
+from rlvr.errors import EngineError
 from rlvr.objectives.loss import LossTerm, compose, means, sums, token_losses
 from rlvr.objectives.view import TokenView
 from rlvr.recipe import KL, Objective
@@ -79,7 +80,10 @@ def make_view(out: Mapping[str, Tensor], rows: Sequence[Row], *, extras: Iterabl
     device = logp.device
 
     def stream(name: str) -> Tensor | None:
-        if not all(name in r.streams for r in rows):
+        have = sum(name in r.streams for r in rows)
+        if 0 < have < len(rows):  # a fallback for some rows would depend on which micro-batch they are in
+            raise EngineError(f"stream {name!r} is there for {have} of {len(rows)} rows: measure it for all or none")
+        if have == 0:
             return None
         return pad_values([r.streams[name] for r in rows], device=device)
 
@@ -108,11 +112,15 @@ class Losses:
     kl: KL
     addons: Sequence[LossTerm]
     extras: frozenset[str]  # streams of the rows that add-ons look at
+    token_needs: frozenset[str] = frozenset()  # streams of the forward that they look at
 
     def __call__(self, out: Mapping[str, Tensor], batch: MicroBatch, plan: Plan) -> tuple[Tensor, dict[str, float]]:
         """The scalar loss of a micro-batch (a summand of the update's) and its totals; see `Totals`."""
         device = out["logp"].device
-        view = make_view(out, batch.rows, extras=self.extras)
+        if not plan.first and any("old_logp" not in r.streams and r.weight.any() for r in batch.rows):
+            raise EngineError(f"update {plan.update} is not the first of its step and its rows have no old log-probs")
+        asked = {name: values for name, values in out.items() if name in self.token_needs | {"logp"}}
+        view = make_view(asked, batch.rows, extras=self.extras)
         loss, metrics = token_losses(view, self.objective, self.kl)
         marks = {name: pad_values(values, device=device) for name, values in batch.marks.items()}
         loss = compose(view, loss, self.addons, knobs=plan.knobs, marks=marks)
@@ -137,7 +145,7 @@ def _supervised(logp: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor]:
 def _gap(view: TokenView, rows: Sequence[Row], plan: Plan) -> dict[str, Tensor]:
     """|trainer - sampler| log-probs at tokens that the weights at the start of the step sampled."""
     current = pad_values([r.version == plan.version for r in rows], device=view.logp.device) * view.known * view.mask
-    gap = (view.logp.detach() - view.behaviour_logp).abs() * current
+    gap = torch.where(current > 0, (view.logp.detach() - view.behaviour_logp).abs(), torch.zeros_like(current))
     return {"gap_max": gap, "gap_mean": gap, "gap_tokens": current}
 
 

@@ -41,7 +41,7 @@ class RankPolicy:
         addons = build_addons(spec.addons, seed=spec.seed, project=Path(spec.project))
         self._token_needs = frozenset[str]().union(*(a.token_needs for a in addons))
         extras = frozenset[str]().union(*(a.needs | a.measures for a in addons))
-        self._losses = Losses(spec.objective, spec.kl, addons, extras)
+        self._losses = Losses(spec.objective, spec.kl, addons, extras, self._token_needs)
         self._guard = state.FiniteStep(self.engine, spec.optimizer.max_norm) if spec.zero_stage == 0 else None
         self._before: list[torch.Tensor] | None = None  # the weights that `perturb` changed
         self.chunk = max(64, LOGIT_BYTES // (4 * self._model.lm.config.vocab_size))  # tokens projected at once
@@ -110,7 +110,7 @@ class RankPolicy:
     def _outcome(self) -> Metrics:
         norm = self._guard.norm if self._guard else float(self.engine.get_global_grad_norm())
         finite = math.isfinite(norm) and norm >= 0
-        return {"grad_norm": norm if finite else 0.0, "skipped_updates": float(not finite)}
+        return {"skipped_updates": float(not finite)} | ({"grad_norm": norm} if finite else {})
 
     def _forward(
         self, net: nn.Module, rows: Sequence[Row], *, needs: frozenset[str], grad: frozenset[str] = frozenset()

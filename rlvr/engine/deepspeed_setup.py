@@ -140,16 +140,16 @@ def load_model(spec: PolicySpec, path: str, config: Mapping[str, Any]) -> TokenS
     """A causal LM as `TokenStreams`. With ZeRO-3 it is partitioned while it is read: no rank holds all of it.
     Raises EngineError where there is no such model.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     partitioned = HfDeepSpeedConfig(dict(config)) if spec.zero_stage == 3 else None
     try:
-        lm = AutoModelForCausalLM.from_pretrained(
-            path, revision=spec.revision, dtype=DTYPES[spec.dtype], trust_remote_code=spec.trust_remote_code
-        )
+        where = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+        still = _without_dropout(AutoConfig.from_pretrained(path, **where))
+        lm = AutoModelForCausalLM.from_pretrained(path, config=still, dtype=DTYPES[spec.dtype], **where)
     except (OSError, ValueError) as error:
         raise EngineError(
             f"model {path!r} cannot be loaded: {error}\nExpected a Hub name, a Hugging Face folder or `runs/NAME`."
@@ -158,6 +158,14 @@ def load_model(spec: PolicySpec, path: str, config: Mapping[str, Any]) -> TokenS
         del partitioned  # transformers partitions for as long as this object lives
     _exact_buffers(lm)
     return TokenStreams(lm)
+
+
+def _without_dropout(config: Any) -> Any:
+    """A sampler drops nothing, so a trainer that did would disagree with it, and differ from run to run."""
+    for name, value in config.to_dict().items():
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
+            setattr(config, name, 0.0)
+    return config
 
 
 def _exact_buffers(lm: Any) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rlvr.errors import EngineError
+from rlvr.objectives.entropy import entropy
 from rlvr.types import Row
 
 Reduction = Callable[[Tensor, Tensor], Tensor]
@@ -32,7 +33,7 @@ def _logp(logp: Tensor, token: Tensor) -> Tensor:
 
 
 def _entropy(logp: Tensor, token: Tensor) -> Tensor:
-    return -(logp.exp() * logp).sum(-1)
+    return entropy(logp)
 
 
 # name -> reduction of ([n,V] float32 log-probabilities, [n] token ids) to [n]

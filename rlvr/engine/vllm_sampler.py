@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from rlvr.engine.vllm_args import Transport, engine_arguments
-from rlvr.errors import EngineError
+from rlvr.errors import EngineError, ReplicaBroken
 from rlvr.types import F32, I32, Completion, Finish, Request, Sampling
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class VllmSampler:
         finally:
             self._in_flight.discard(request.key)
         if self._broken:
-            raise self._error(f"{request.key!r} was in flight when {self._broken}", "start this replica again")
+            raise ReplicaBroken(f"sampler replica {self.replica}: {request.key!r} was in flight when {self._broken}")
         self._count(out)
         return _completion(request.key, out)
 
@@ -120,8 +120,9 @@ class VllmSampler:
             raise self._error(f"the engine died at {key!r}: {error!r}", "start this replica again") from error
         except (VLLMClientError, ValueError) as error:
             raise self._error(f"refused {key!r} ({len(tokens)} prompt tokens): {error}", "shorten it") from error
-        if out is None or out.outputs[0].finish_reason == "error":
-            raise self._error(f"{key!r} ended without a result", "see the engine's log above")
+        if out is None or out.outputs[0].finish_reason not in ("stop", "length"):  # never a row that was cut off
+            reason = "nothing" if out is None else out.outputs[0].finish_reason
+            raise self._error(f"{key!r} ended without a result ({reason})", "see the engine's log")
         return out
 
     async def score(self, sequences: Sequence[I32]) -> list[F32]:
@@ -249,7 +250,7 @@ class VllmSampler:
 
     def _healthy(self) -> None:
         if self._broken:
-            raise self._error(self._broken, "push the weights again or start this replica again")
+            raise ReplicaBroken(f"sampler replica {self.replica}: {self._broken}; the next push mends it")
         if self._live.errored:
             raise self._error("the engine is dead", "start this replica again; its log says why")
 
@@ -286,7 +287,7 @@ def _completion(key: str, out: RequestOutput) -> Completion:
     sampled = out.outputs[0]
     tokens = np.array(sampled.token_ids, np.int32)
     logprobs = np.array([] if sampled.logprobs is None else sampled.logprobs.logprobs, np.float32)  # type: ignore[union-attr]
-    versions = np.empty(len(tokens), np.int32)
+    versions = np.full(len(tokens), -1, np.int32)  # -1: the engine did not say
     for span in sampled.weight_versions or ():
         versions[span.start : span.end] = int(span.version)
     return Completion(key, tokens, logprobs, versions, cast(Finish, sampled.finish_reason))

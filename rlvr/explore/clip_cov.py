@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 
 from rlvr.explore.base import AddOn, AddOnConfig, Knobs, Update
 from rlvr.explore.hashing import random_subset
+from rlvr.seeds import stable_seed
 from rlvr.types import F32, Bool
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ class ClipCov(AddOn):
         ]
         tokens = sum(int(use.sum()) for use in trained)
         k = max(int(self.config.ratio * tokens), 1)
-        marks = random_subset(candidates, keys=[row.key for row in update.rows], k=k, seed=update.seed)
+        keys = [row.key for row in update.rows]
+        marks = random_subset(candidates, keys=keys, k=k, seed=stable_seed(update.seed, self.name))
         metrics = {
             "active": float(sum(mark.sum() for mark in marks)),
             "candidates": float(sum(int(c.sum()) for c in candidates)),

@@ -84,7 +84,8 @@ def compose(
 def guard(view: TokenView) -> TokenView:
     """The view with weight 0, and 0 for every value, at tokens that are not trained on or not finite.
 
-    So whatever stands in padding, and a log-prob of -inf or NaN in one row, adds nothing to loss or gradient
+    So whatever stands in padding, and a *given* log-prob of -inf or NaN, adds nothing to loss or gradient. A NaN
+    that the model computes still reaches the gradient (the engine then skips the update and counts it)
     (the denominators stay). All but `logp` and `streams` comes back detached.
     """
     fixed = {"old_logp": view.old_logp, "behaviour_logp": view.behaviour_logp, "ref_logp": view.ref_logp}
@@ -105,7 +106,7 @@ def sums(metrics: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
     """Scalar totals of per-token metrics over `mask` [B,T], and "tokens"; maxima for names in `_max`."""
     totals = {"tokens": mask.sum()}
     for name, value in metrics.items():
-        at = value * mask
+        at = torch.where(mask > 0, value, torch.zeros_like(value)) * mask
         totals[name] = at.max() if name.endswith("_max") else at.sum()
     return totals
 

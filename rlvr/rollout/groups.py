@@ -89,5 +89,5 @@ def drop_reason(group: Group, *, keep: str) -> str | None:
         return "every verdict is an error"
     if keep == "informative" and not informative(group):
         correct = group.correct[group.valid]
-        return "all right" if correct.all() else "all wrong" if not correct.any() else "one row"
+        return "one row" if len(correct) < 2 else "all right" if correct.all() else "all wrong"
     return None

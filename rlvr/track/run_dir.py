@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from rlvr.errors import ConfigError, DataError
+from rlvr.errors import CheckpointError, ConfigError, DataError
 from rlvr.track.journal import Journal
 
 ROOT = Path("runs")
@@ -74,10 +74,25 @@ class RunDir:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json in one atomic replacement."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        temporary = self.summary.with_suffix(".tmp")
-        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self.summary)
+        _replace(self.summary, json.dumps(summary, indent=2) + "\n")
+
+    def write_recipe(self, text: str) -> None:
+        """Write recipe.yaml in one atomic replacement: a run without it could not be resumed."""
+        _replace(self.recipe, text)
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        why = f"cannot write {path}: {error.strerror}. Free some space or fix the permissions."
+        raise CheckpointError(why) from error
 
 
 def find_run(name: str, *, root: Path = ROOT) -> RunDir:

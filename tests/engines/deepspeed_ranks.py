@@ -134,7 +134,7 @@ def plain(place: Mapping[str, Any], stage: str) -> Out:
             logp = torch.log_softmax(logits, -1).gather(-1, tokens[:, 1:, None])[..., 0]
             out = {"logp": torch.nn.functional.pad(logp, (1, 0))}
             batch = pick(table, [i], scale=scale, sft_scale=scale, marks={})
-            plan = Plan(update=number, lr=0.0, version=0, first=False)
+            plan = Plan(update=number, lr=0.0, version=0, first=True)
             losses(out | {"entropy": out["logp"].detach()}, batch, plan)[0].backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(lm.parameters(), o.max_norm)))
         adam.step()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from rlvr import catalog, config
-from rlvr.buffer import Buffer
-from rlvr.engines import rank_specs, start_engines
-from rlvr.loop import Loop, train
-from rlvr.observer import RunObserver
+from rlvr.engines import Engines, rank_specs, start_engines
+from rlvr.loop import train
 from rlvr.recipe import Recipe
-from rlvr.rollout.groups import flat_groups
-from rlvr.run import RunContext, compose, shake_hands
+from rlvr.run import build_loop, shake_hands
 from rlvr.run_data import read_data
 from rlvr.track.display import make_display
 from rlvr.track.journal import read
@@ -50,25 +48,21 @@ def tiny(path: Path, *, project: Path) -> Recipe:
     return config.load(path, overrides=words, project=project).recipe.model_copy(update={"deepspeed": {}, "vllm": {}})
 
 
-async def run(recipe: Recipe, engines: object, project: Path) -> list[dict[str, float]]:
+async def run(recipe: Recipe, engines: Engines, project: Path) -> list[dict[str, float]]:
     """Two steps of a recipe on engines that are there already; its lines of metrics."""
     folder = RunDir(project / "runs" / recipe.run)
     data = read_data(recipe, project=project)
-    addons = catalog.build_addons(recipe.explore, seed=recipe.seed, project=project)
-    with data.verifiers as verifiers, folder.lock(), open_tracker(
-        folder, display=make_display(2, title=recipe.run), resume=None, tensorboard=False
-    ) as tracker:
-        await engines.policy.start(rank_specs(recipe, model_path=data.model_path, project=project), limit=120)
+    display = make_display(2, title=recipe.run)
+    with (
+        data.verifiers,
+        folder.lock(),
+        open_tracker(folder, display=display, resume=None, tensorboard=False) as tracker,
+    ):
+        specs = rank_specs(recipe, model_path=data.model_path, project=project)
+        await engines.policy.start(specs, limit=120)
         await engines.sync.connect()
         await shake_hands(engines, recipe, vocab=data.prompter.vocab, version=0)
-        observer = RunObserver(recipe, folder, tracker, engines.pool, verifiers, data.prompter, {}, {})
-        sample = flat_groups(engines.pool, verifiers, data.prompter, seed=recipe.seed)
-        buffer = Buffer(slots=(recipe.max_lag + 1) * recipe.prompts, group_limit=60, max_dropped=100)
-        loop = Loop(
-            recipe=recipe, tasks=data.stream.draw, sample=compose(addons, sample), policy=engines.policy,
-            sync=engines.sync, buffer=buffer, observer=observer, addons=addons,
-            context=RunContext(recipe.seed, engines, verifiers, data.prompter),
-        )  # fmt: skip
+        loop, _ = build_loop(recipe, folder, tracker, data, engines, stop=asyncio.Event(), project=project)
         await train(loop)
     return list(read(folder.metrics))
 

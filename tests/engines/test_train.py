@@ -109,7 +109,7 @@ def test_a_dead_rank_ends_the_run_with_the_command_that_resumes(project: Project
     out, _ = child.communicate(timeout=120)
     assert child.returncode == 1, out
     said = re.sub(r"\s+", " ", out)
-    assert "trainer rank 0" in said and "is gone" in said and "run=dead" in said, out
+    assert "trainer rank 0" in said and "is gone" in said and "rlvr train runs/dead/recipe.yaml" in said, out
 
 
 def actors(driver: int, name: str) -> list[int]:

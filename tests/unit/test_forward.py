@@ -214,7 +214,10 @@ def test_metrics_of_an_update() -> None:
     assert "sft_loss" not in report and "gap_tokens" not in report
     later = Totals()
     out = {"logp": logp, "entropy": logp}
-    later.add(losses()(out, pick([row(4)], [0], scale=[1.0], sft_scale=[0.0], marks={}), plan(False))[1])
+    with pytest.raises(EngineError, match="no old log-probs"):
+        losses()(out, pick([row(4)], [0], scale=[1.0], sft_scale=[0.0], marks={}), plan(False))
+    known = replace(row(4), streams={"old_logp": np.zeros(4, np.float32)})
+    later.add(losses()(out, pick([known], [0], scale=[1.0], sft_scale=[0.0], marks={}), plan(False))[1])
     assert "gap_max" not in later.reduce(torch.device("cpu"))
 
 

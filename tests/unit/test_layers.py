@@ -43,6 +43,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("rlvr.batching", FLOW),
     ("rlvr.credit", FLOW),
     ("rlvr.update", FLOW),
+    ("rlvr.parts", FLOW),
     ("rlvr.loop", (*FLOW, "rlvr.checkpoint", "rlvr.track.*")),
     ("rlvr.checkpoint", (*FLOW, "rlvr.track.*")),
     ("rlvr.track.*", (*FLOW, "rlvr.track.*")),

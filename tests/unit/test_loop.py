@@ -16,7 +16,8 @@ from rlvr.buffer import Buffer
 from rlvr.engine.protocols import Which
 from rlvr.explore.base import AddOn, AddOnConfig, Draw, Update
 from rlvr.explore.base import Knobs as AddOnKnobs
-from rlvr.loop import Loop, train
+from rlvr.loop import train
+from rlvr.parts import Loop
 from rlvr.recipe import Recipe
 from rlvr.types import Group, Metrics, Plan, Streams, Task, TokenBatch
 from tests.unit.rows import make_group
@@ -42,6 +43,14 @@ class ToyPolicy:
 
 
 @dataclass
+class ToyContext:
+    step: int = -1
+
+    def at(self, step: int) -> ToyContext:
+        return ToyContext(step)
+
+
+@dataclass
 class ToySync:
     version: int = 0
 
@@ -54,6 +63,7 @@ class ToySync:
 @dataclass
 class Recorder:
     lines: list[tuple[int, list[int], Metrics]] = field(default_factory=list)
+    written: list[int] = field(default_factory=list)
     saved: list[int] = field(default_factory=list)
     evaluated: list[tuple[int, int]] = field(default_factory=list)
     sync: ToySync = field(default_factory=ToySync)
@@ -62,8 +72,13 @@ class Recorder:
         timeless = {k: v for k, v in metrics.items() if not k.startswith("time/")}
         self.lines.append((step, [g.draw for g in groups], timeless))
 
-    async def checkpoint(self, loop: Loop, metrics: Metrics) -> None:
-        self.saved.append(loop.step)
+    async def checkpoint(self, loop: Loop, metrics: Metrics) -> Path | None:
+        self.written.append(loop.step)
+        return Path(str(loop.step))
+
+    def commit(self, partial: Path | None) -> None:
+        assert partial is not None and self.lines[-1][0] == int(str(partial))  # never before its lines
+        self.saved.append(int(str(partial)))
 
     def evaluate(self, step: int) -> Awaitable[None] | None:
         async def run() -> None:
@@ -104,9 +119,9 @@ def make_loop(r: Recipe, *, seed: int = 0, addons: Sequence[AddOn] = ()) -> tupl
         policy=policy,
         sync=sync,
         buffer=buffer,
-        context=None,
+        context=ToyContext(),  # type: ignore[arg-type]
         observer=recorder,
-        addons=addons,  # type: ignore[arg-type]
+        addons=addons,
     )
     return loop, policy, recorder
 
@@ -178,6 +193,7 @@ class Probe(AddOn):
 
     async def guide(self, group: Group, ctx: Any) -> Group:
         self.seen.append("guide")
+        assert ctx.step == 0
         return group
 
     def reward(self, groups: Sequence[Group]) -> Sequence[Group]:

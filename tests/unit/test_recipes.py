@@ -104,6 +104,6 @@ def test_the_quickstarts_tasks_can_be_made(name: str) -> None:
     data = read(name).recipe.data
     train = [load_tasks(source, split="train", project=FOLDER.parent) for source in data.train]
     held_out = [load_tasks(source, split="eval", project=FOLDER.parent) for source in data.eval]
-    assert [len(tasks) for tasks in train] == [512, 4096]
+    assert [len(tasks) for tasks in train] == [120, 2000]
     assert [len(tasks) for tasks in held_out] == ([256] if name == "quickstart.yaml" else [])
     assert not {t.prompt for tasks in train for t in tasks} & {t.prompt for tasks in held_out for t in tasks}

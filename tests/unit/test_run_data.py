@@ -12,7 +12,8 @@ from rlvr.types import Task
 
 
 def test_an_evaluation_set_listed_twice_has_two_names() -> None:
-    data = Data.model_validate({"train": [{"name": "a"}], "eval": [{"name": "a"}, {"name": "b"}, {"name": "a", "k": 1}]})
+    sources = [{"name": "a"}, {"name": "b"}, {"name": "a", "k": 1}]
+    data = Data.model_validate({"train": sources[:1], "eval": sources})
     assert eval_names(data) == ["a", "b", "a#2"]
 
 
