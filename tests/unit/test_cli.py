@@ -101,7 +101,7 @@ def _command(function: object) -> object:
 def test_check_says_ok_and_what_is_needed(project: Path) -> None:
     result = rlvr("check", "quickstart", "dapo/qwen2.5_32b_dapo_math", "sft/arithmetic_base")
     assert result.exit_code == 0
-    assert "quickstart: ok, CPU, 1 trainer rank and 1 sampler of 2 threads each" in result.output
+    assert "quickstart: ok, CPU, 2 trainer ranks and 1 sampler of 1 thread each" in result.output
     assert "dapo/qwen2.5_32b_dapo_math: ok, 64 GPUs (32 trainer ranks, 8 samplers x 4)" in result.output
     assert "sft/arithmetic_base: ok, CPU, 1 trainer rank of 2 threads each" in result.output
     assert "0.7M parameters; a trainer holds 0.01 GiB" in result.output

@@ -71,7 +71,7 @@ def test_a_wrong_step_goes_on_from_the_wrong_value(seed: int, numbers: int) -> N
     assert len(steps) == numbers - 1
     for step in steps:
         asked, _, said = step.rpartition("=")
-        assert 1 <= abs(eval(asked) - int(said)) <= 3
+        assert 1 <= abs(eval(asked) - int(said)) <= 20
         assert asked in chain
         chain = chain.replace(asked, said, 1)
     assert chain == str(result)

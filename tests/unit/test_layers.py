@@ -44,7 +44,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("rlvr.credit", FLOW),
     ("rlvr.update", FLOW),
     ("rlvr.parts", FLOW),
-    ("rlvr.loop", (*FLOW, "rlvr.checkpoint", "rlvr.track.*")),
+    ("rlvr.loop", (*FLOW, "rlvr.parts")),
     ("rlvr.checkpoint", (*FLOW, "rlvr.track.*")),
     ("rlvr.track.*", (*FLOW, "rlvr.track.*")),
     ("rlvr.plan", BASE),
