@@ -121,6 +121,8 @@ class VllmSampler:
         except (VLLMClientError, ValueError) as error:
             raise self._error(f"refused {key!r} ({len(tokens)} prompt tokens): {error}", "shorten it") from error
         if out is None or out.outputs[0].finish_reason not in ("stop", "length"):  # never a row that was cut off
+            if self._broken:
+                raise ReplicaBroken(f"sampler replica {self.replica}: {key!r} was in flight when {self._broken}")
             reason = "nothing" if out is None else out.outputs[0].finish_reason
             raise self._error(f"{key!r} ended without a result ({reason})", "see the engine's log")
         return out
