@@ -207,7 +207,7 @@ def test_a_failed_push_says_where_and_the_next_one_heals(replica: Replica, polic
     assert "(push of version 1: send)" in raised.value.__notes__
     with pytest.raises(EngineError, match="in flight when an update of its weights failed"):
         call.result(timeout=20)
-    with pytest.raises(EngineError, match="failed half way; push the weights again"):
+    with pytest.raises(EngineError, match="failed half way; the next push mends it"):
         generate(replica, requests(1, key="refused"))
     replica.sampler.fail = None
     policy.side.push(2, policy.fanout)
