@@ -148,6 +148,7 @@ async def _run(
             for addon in loop.addons:
                 await addon.prepare(loop.context)
         stop.looping = True
+        stop.listen()
         return await _loop(loop, observer)
 
 
@@ -216,9 +217,14 @@ class Stop:
 
     def __enter__(self) -> Stop:
         self._main = asyncio.current_task()
-        for number in SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(number, self._heard)
+        self.listen()
         return self
+
+    def listen(self) -> None:
+        """Take the signals (again: starting Ray puts a handler of its own in front, which dumps a stack and ends)."""
+        for number in SIGNALS:
+            asyncio.get_running_loop().remove_signal_handler(number)
+            asyncio.get_running_loop().add_signal_handler(number, self._heard)
 
     def __exit__(self, *_: object) -> None:
         for number in SIGNALS:
