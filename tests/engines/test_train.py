@@ -12,6 +12,7 @@ import pytest
 
 from tests.engines.project import Project, make_project
 
+pytestmark = pytest.mark.timeout(600)  # several starts of all engines in one test
 TIMELESS = ("metrics.jsonl", "rollouts.jsonl", "evals.jsonl")
 
 
