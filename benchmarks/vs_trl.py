@@ -121,13 +121,13 @@ def trl_steps(completions: int, steps: int) -> list[float]:
 
     from rlvr import config
     from rlvr.prompting import Prompter
-    from rlvr.run_data import train_tasks
+    from rlvr.run_data import read_sets
 
     project = Path.cwd()
     recipe = config.load("quickstart", project=project).recipe
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     prompter = Prompter(tokenizer, recipe.prompt)
-    tasks = [task for some in train_tasks(recipe.data, project=project) for task in some]
+    tasks = [task for some in read_sets(recipe.data, project=project)[0] for task in some]
     rows = [{"prompt": tokenizer.decode(prompter.encode(t)), "answer": t.answer} for t in tasks]
 
     def reward(completions: list[str], answer: list[str], **_: object) -> list[float]:

@@ -10,36 +10,22 @@ held-out rows come from FILE_test.jsonl beside it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
+from rlvr.cards import HubCard, HubConfig, make_task
 from rlvr.errors import DataError
-from rlvr.rows import Row, build_tasks, read_hub, read_jsonl
+from rlvr.rows import Dataset, Row
 from rlvr.types import Task
 
-SPLITS = {"train": "train", "eval": "test"}
+Config = HubConfig
 MARKS = re.compile(r"<<[^<>]*>>")
 
 
-def load(config: None, *, split: str, path: str | None) -> Iterable[Task]:
+def load(config: HubConfig, *, split: str, path: str | None) -> Dataset:
     """The whole split, in its order; ids are `<split>/<row>` counted from 1."""
-    part = SPLITS[split]
-    hub = read_hub("openai/gsm8k", "main", split=part, local=f"gsm8k_{part}.jsonl")
-    return build_tasks(read_jsonl(_local(path, split)) if path else hub, partial(_task, part=part))
-
-
-def _local(path: str, split: str) -> Path:
-    file = Path(path)
-    if split == "train":
-        return file
-    other = file.with_name(file.name.replace("train", "test"))
-    if other == file or not other.is_file():
-        raise DataError(
-            f"no held-out rows beside {path}: expected a file of that name with `test` for `train`; "
-            "without one they would be training rows. Put it there or leave data.eval out"
-        )
-    return other
+    part = {"train": "train", "eval": "test"}[split]
+    return replace(CARD, make=partial(_task, part=part)).load(config, split=split, path=path)
 
 
 def _task(row: Row, *, part: str) -> Task:
@@ -48,6 +34,7 @@ def _task(row: Row, *, part: str) -> Task:
     if not mark or not gold:
         raise DataError("'answer' has no gold after `####`")
     demo = f"{MARKS.sub('', worked).strip()}\n\\boxed{{{gold}}}"
-    return Task(
-        id=f"{part}/{row.number}", prompt=row.text("question"), answer=gold, demos=(demo,), meta={"where": row.where}
-    )
+    return make_task(row, row.text("question"), gold, id=f"{part}/{row.number}", demos=(demo,))
+
+
+CARD = HubCard("openai/gsm8k", "gsm8k", partial(_task, part="train"), train="train", eval="test", config="main")

@@ -44,7 +44,7 @@ WRAPPED = re.compile(WRAPPER + r"\{([^{}]*)\}")
 POWER = r"(?P<power>\s*\^\{?\d\}?)?"
 UNIT = re.compile(rf"^(?P<body>.*[\d)}}])\s*{WRAPPER}\{{(?P<unit>[^{{}}]*[a-zA-Z][^{{}}]*)\}}{POWER}$")
 PLAIN_UNIT = re.compile(rf"^(?P<body>[-+]?[\d,.]*\d(?:/\d+)?)\s+(?!pi\b)(?P<unit>[a-zA-Z][a-zA-Z ./]+){POWER}$")
-ASSIGNED = re.compile(r"^(?P<name>\\?[a-zA-Z]+(?:_\{?\w+\}?)?)\s*=\s*(?P<body>[^=,<>]+)$")
+ASSIGNED = re.compile(r"^(?P<name>\\?[a-zA-Z]+(?:_\{?\\?\w+\s*\}?)?)\s*=\s*(?P<body>[^=,<>]+)$")
 THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 DECIMAL = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)", re.ASCII)
 SCIENTIFIC = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+))(?:\\times|\\cdot|\*)10\^\{?([-+]?\d{1,4})\}?", re.ASCII)
@@ -54,6 +54,10 @@ BASED = re.compile(r"([0-9A-Fa-f]+)_\{?(\d+)\}?", re.ASCII)
 PARENTHESISED = re.compile(r"^\(\s*([-+]?\d+(?:\.\d+)?)\s*\)$")
 CHOICE = re.compile(r"\(?([A-Z])\)?")
 WORDS = re.compile(r"[^\W\d_]{3,}(?:[ ,.'-]+[^\W\d_]+)*")
+NAMES = (  # subscripts that math-verify does not read, and E, which it takes for the number e
+    (re.compile(r"_\s*\{\s*\\(odot|max|min)\s*\}|_\s*\\(odot|max|min)(?![a-zA-Z])"), r"_{\1\2}"),
+    (re.compile(r"(?<![a-zA-Z\\])E(?=\s*_)"), r"\\Xi"),
+)
 UNDONE = re.compile(r"\\(?:i*int|oint|sum|prod|lim|limsup|liminf|binom|dbinom|frac\s*\{d\})(?![a-zA-Z])")
 
 
@@ -229,6 +233,8 @@ def _copied(gold: Answer, given: Answer, problem: str) -> bool:
 @lru_cache(maxsize=4096)
 def formula(body: str) -> list[Any]:
     """What math-verify reads in it; empty where it can read nothing."""
+    for pattern, instead in NAMES:
+        body = pattern.sub(instead, body)
     return parse(f"${body}$", [LATEX], "no_fallback", "first_match", parsing_timeout=None)  # type: ignore[arg-type]
 
 

@@ -158,6 +158,15 @@ def _data(data: Data, *, project: Path) -> Iterator[Problem]:
 
 def _source(key: str, source: Source, *, project: Path) -> Iterator[Problem]:
     yield from _plugin(key, "data", source, function="load", project=project)
+    rule = source.pass_rate
+    if rule is None:
+        return
+    if key.startswith("data.eval"):
+        yield error(f"{key}.pass_rate", "picks training tasks; an evaluation set is taken as it is")
+    if not (project / Path(rule.file).expanduser()).is_file():
+        yield error(f"{key}.pass_rate.file", f"no such file: {rule.file}; `rlvr eval` writes it")
+    if rule.min > rule.max:
+        yield error(f"{key}.pass_rate.min", f"got {rule.min:g}, over max: {rule.max:g}")
 
 
 def _plugin(

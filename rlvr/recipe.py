@@ -9,8 +9,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-Fraction = Field(ge=0.0, le=1.0)
-
 
 class Strict(BaseModel):
     """Base of every node: unknown keys are errors, values never change after reading."""
@@ -63,11 +61,22 @@ class Prompt(Strict):
     max_tokens: PositiveInt = 1024  # a longer prompt is an error when the data is loaded
 
 
+class PassRate(Strict):
+    """Which training tasks stay, by the pass rate that `rlvr eval` measured on them."""
+
+    file: str  # an eval.json
+    min: float = Field(0.0, ge=0.0, le=1.0)
+    max: float = Field(1.0, ge=0.0, le=1.0)
+    unmeasured: Literal["error", "keep", "drop"] = "error"  # tasks that the file does not hold
+
+
 class Source(Plugin):
     """One dataset card with its weight in the mixture."""
 
     name: str
     weight: PositiveFloat = 1.0
+    split: Literal["train", "eval"] | None = None  # null: as the list says that it stands in
+    pass_rate: PassRate | None = None
 
 
 class Data(Strict):
@@ -76,6 +85,7 @@ class Data(Strict):
     train: tuple[Source, ...]
     eval: tuple[Source, ...] = ()
     path: str | None = None  # a local file for the (only) training source, instead of the Hub
+    on_bad_rows: Literal["error", "drop"] = "error"  # rows whose gold answer the verifier cannot read
 
 
 class Verifier(Plugin):

@@ -9,9 +9,11 @@ from pathlib import Path
 from rlvr import catalog
 from rlvr.errors import ConfigError, DataError
 from rlvr.models import load_tokenizer, resolve_model
+from rlvr.overlap import without_overlap
 from rlvr.prompting import Prompter
 from rlvr.recipe import Data, Recipe
-from rlvr.tasks import TaskStream, load_tasks
+from rlvr.rows import Dataset
+from rlvr.tasks import TaskStream, counts, load_tasks
 from rlvr.types import Task
 from rlvr.verify.pool import VerifierPool, verifier_specs
 
@@ -46,7 +48,7 @@ def read_data(recipe: Recipe, *, project: Path) -> RunData:
     model = recipe.model
     tokenizer = load_tokenizer(model_path, revision=model.revision, trust_remote_code=model.trust_remote_code)
     prompter = Prompter(tokenizer, recipe.prompt)
-    train, held_out = train_tasks(recipe.data, project=project), eval_tasks(recipe, project=project)
+    train, held_out, notes = read_sets(recipe.data, project=project, limit=recipe.evaluate.tasks)
     tasks = [t for some in (*train, *held_out.values()) for t in some]
     longest = prompter.check(tasks)
     specs = verifier_specs(recipe.verifier, tasks, project=project)
@@ -56,9 +58,15 @@ def read_data(recipe: Recipe, *, project: Path) -> RunData:
         cpu_seconds=recipe.limits.verify_cpu,
         wall_seconds=recipe.limits.verify_wall,
     )
-    if problems := pool.check_answers(tasks):
+    try:
+        bad = bad_rows(pool, tasks, drop=recipe.data.on_bad_rows == "drop")
+    except DataError:
         pool.close()
-        raise DataError("\n".join(some(problems)))
+        raise
+    if bad:
+        notes.append(f"{len(bad)} rows are left out, as their answers cannot be used (data.on_bad_rows)")
+        train = [Dataset(t for t in rows if id(t) not in bad) for rows in train]
+        held_out = {name: [t for t in rows if id(t) not in bad] for name, rows in held_out.items()}
     weights = [source.weight for source in recipe.data.train]
     return RunData(
         model_path=model_path,
@@ -68,34 +76,42 @@ def read_data(recipe: Recipe, *, project: Path) -> RunData:
         verifiers=pool,
         digests=plugin_digests(recipe, specs=specs, project=project),
         longest_prompt=longest,
-        warnings=overlap((t for rows in train for t in rows), held_out),
+        warnings=notes,
     )
 
 
-def overlap(train: Iterable[Task], held_out: Mapping[str, Sequence[Task]]) -> list[str]:
-    """A warning for every evaluation set that holds prompts of the training set."""
-    seen = {str(task.prompt) for task in train}
-    counts = {name: sum(str(task.prompt) in seen for task in tasks) for name, tasks in held_out.items()}
-    return [
-        f"warning: data.eval: {n} of {len(held_out[name])} prompts of {name!r} are trained on: its scores say little"
-        for name, n in counts.items()
-        if n
-    ]
+def read_sets(
+    data: Data, *, project: Path, limit: int | None = None
+) -> tuple[list[Dataset], dict[str, list[Task]], list[str]]:
+    """The tasks of every training source without those of the evaluation sets, the evaluation sets, what to tell.
 
-
-def train_tasks(data: Data, *, project: Path) -> list[list[Task]]:
-    """The tasks of every training source."""
+    `limit` is `evaluate.tasks`; the overlap is looked for in the whole sets.
+    """
+    held_out = eval_tasks(data, project=project)
     path = data.path if len(data.train) == 1 else None
-    return [load_tasks(source, split="train", path=path, project=project) for source in data.train]
+    train = [load_tasks(source, split="train", path=path, project=project) for source in data.train]
+    train = without_overlap(train, held_out)
+    notes = [note for tasks in (*train, *held_out.values()) for note in tasks.notes]
+    named = [*zip((source.name for source in data.train), train, strict=True), *held_out.items()]
+    notes += [f"dataset {name!r}: left out {counts(tasks.dropped)}" for name, tasks in named if tasks.dropped]
+    return train, {name: tasks[:limit] for name, tasks in held_out.items()}, notes
 
 
-def eval_tasks(recipe: Recipe, *, project: Path) -> dict[str, list[Task]]:
-    """The held-out tasks by dataset ("name#2" where one is listed twice), at most `evaluate.tasks` of each."""
-    data, tasks = recipe.data, []
+def bad_rows(pool: VerifierPool, tasks: Sequence[Task], *, drop: bool) -> set[int]:
+    """`id()` of the tasks whose gold answer cannot be used. Raises DataError naming them, unless `drop`."""
+    bad = pool.check_answers(tasks)
+    if bad and not drop:
+        raise DataError("\n".join([*some(text for _, text in bad), "`data.on_bad_rows: drop` leaves such rows out"]))
+    return {id(task) for task, _ in bad}
+
+
+def eval_tasks(data: Data, *, project: Path) -> dict[str, Dataset]:
+    """The held-out tasks by dataset ("name#2" where one is listed twice)."""
+    sets: list[Dataset] = []
     for source in data.eval:  # a card that trains from a local file knows where its held-out rows lie
         same = len(data.train) == 1 and source.name == data.train[0].name and "path" not in source.options
-        tasks.append(load_tasks(source, split="eval", path=data.path if same else None, project=project))
-    return dict(zip(eval_names(recipe.data), (rows[: recipe.evaluate.tasks] for rows in tasks), strict=True))
+        sets.append(load_tasks(source, split="eval", path=data.path if same else None, project=project))
+    return dict(zip(eval_names(data), sets, strict=True))
 
 
 def eval_names(data: Data) -> list[str]:

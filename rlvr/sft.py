@@ -26,7 +26,7 @@ from rlvr.models import load_tokenizer, resolve_model
 from rlvr.objectives.schedule import learning_rate
 from rlvr.prompting import Prompter
 from rlvr.recipe import Prompt, SftRecipe
-from rlvr.run_data import train_tasks
+from rlvr.run_data import read_sets
 from rlvr.seeds import stable_seed
 from rlvr.tasks import TaskStream
 from rlvr.track.display import Display, PlainDisplay, make_display
@@ -158,7 +158,10 @@ async def _train(
 ) -> int:
     """Steps done when training ended: all of them, or fewer after a signal."""
     recipe = resolved.recipe
-    tasks = [demonstrated(some) for some in train_tasks(recipe.data, project=project)]
+    sets, _, notes = read_sets(recipe.data, project=project)
+    tasks = [demonstrated(some) for some in sets]
+    without = sum(map(len, sets)) - sum(map(len, tasks))
+    notes += [f"{without} tasks have no demonstration and are left out"] if without else []
     model = base_model(recipe, [t for some in tasks for t in some], folder, project=project)
     folder.write_recipe(config.dump(recipe))
     m = recipe.model
@@ -177,6 +180,8 @@ async def _train(
             wandb=recipe.track.wandb,
             config=recipe.model_dump(mode="json"),
         ) as tracker:
+            for note in notes:
+                tracker.display.note(note)
             return await _loop(recipe, folder, trainer, tracker, rows, start=saved.step if saved else 0)
 
 
@@ -293,9 +298,7 @@ def same_recipe(folder: RunDir, recipe: SftRecipe) -> None:
 
 
 @asynccontextmanager
-async def start_trainer(
-    recipe: SftRecipe, *, model_path: str, resume: str, project: Path
-) -> AsyncIterator[Trainer]:
+async def start_trainer(recipe: SftRecipe, *, model_path: str, resume: str, project: Path) -> AsyncIterator[Trainer]:
     """One rank in this process, or several as Ray actors; they end with the block."""
     from rlvr.engine.deepspeed_policy import PolicySpec, RankPolicy, environment, leave
 

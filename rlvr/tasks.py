@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -10,35 +10,82 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from rlvr.cards import NoSplit
 from rlvr.catalog import find
 from rlvr.errors import ConfigError, DataError
+from rlvr.pass_rates import select
 from rlvr.plugins import load_plugin
 from rlvr.recipe import Source
-from rlvr.rows import raise_all
+from rlvr.rows import Dataset, raise_all
 from rlvr.seeds import stable_seed
 from rlvr.types import Task
 
 I64 = npt.NDArray[np.int64]
 GOLDEN = 0.6180339887498949  # fractional part of the golden ratio: its multiples fill [0, 1) most evenly
 BLOCK = 4096
+REPEAT = "repeats of an earlier row"
+CONFLICT = "rows of a prompt with several answers"
 
 
-def load_tasks(source: Source, *, split: str, project: Path, path: str | None = None) -> list[Task]:
-    """The tasks of one dataset card, in its order, checked.
+def load_tasks(source: Source, *, split: str, project: Path, path: str | None = None) -> Dataset:
+    """The tasks of one dataset card, in its order, checked and without repeats.
 
-    `split` is "train" or "eval"; `path` is a local file to read instead of the Hub. Raises ConfigError for an
-    unknown card or option, DataError for rows that cannot be used (all of them at once).
+    `split` is "train" or "eval", unless the source says another; `path` is a local file to read instead of the Hub.
+    A row whose prompt and answer came before is left out and counted; of a training prompt with two answers no row
+    stays, since one of them is wrong. Raises ConfigError for an unknown card or option, DataError for rows that
+    cannot be used (all of them at once).
     """
+    split = source.split or split
     card = load_plugin(find("data", source.name, project=project), source.options, function="load")
+    heading = f"dataset {source.name!r} ({split})"
     try:
-        tasks = [_named(task, source.name) for task in card.function(card.config, split=split, path=path)]
+        rows = card.function(card.config, split=split, path=path)
+        dropped = rows.dropped if isinstance(rows, Dataset) else None
+        tasks = Dataset((_named(task, source.name) for task in rows), dropped)
+    except NoSplit as error:
+        raise NoSplit(f"{heading}:\n{error}") from error
     except DataError as error:
-        raise DataError(f"dataset {source.name!r} ({split}):\n{error}") from error
+        raise DataError(f"{heading}:\n{error}") from error
     where = f" in {path}" if path else ""
+    tasks = without_repeats(tasks, split=split)
     if not tasks:
-        raise DataError(f"dataset {source.name!r} ({split}) is empty: no row{where}; expected at least one")
-    raise_all(_problems(tasks), heading=f"dataset {source.name!r} ({split}):")
+        left_out = f" ({counts(tasks.dropped)})" if tasks.dropped else ""
+        raise DataError(f"{heading} is empty: no row{where}{left_out}; expected at least one")
+    raise_all(_problems(tasks), heading=f"{heading}:")
+    if source.pass_rate is not None and split == "train":
+        tasks = select(tasks, source.pass_rate, dataset=source.name, project=project)
     return tasks
+
+
+def without_repeats(tasks: Dataset, *, split: str) -> Dataset:
+    """The first of all tasks with one prompt and one answer; in training none of those with one prompt and several."""
+    answers: dict[str, dict[tuple[str, str | None], Task]] = {}
+    for task in tasks:
+        answers.setdefault(_squeezed(task), {}).setdefault((task.answer.strip(), task.verifier), task)
+    out = Dataset(dropped=tasks.dropped)
+    for task in tasks:
+        same = answers[_squeezed(task)]
+        if same[task.answer.strip(), task.verifier] is not task:
+            out.dropped[REPEAT] += 1
+        elif split == "train" and len(same) > 1:
+            out.dropped[CONFLICT] += 1
+        else:
+            out.append(task)
+    return out
+
+
+def _squeezed(task: Task) -> str:
+    return " ".join(prompt_text(task).split())
+
+
+def prompt_text(task: Task) -> str:
+    """The prompt as one text: the contents of a chat's messages, one after the other."""
+    return task.prompt if isinstance(task.prompt, str) else "\n".join(m["content"] for m in task.prompt)
+
+
+def counts(dropped: Mapping[str, int]) -> str:
+    """Reasons and their numbers in words, the commonest first."""
+    return ", ".join(f"{n} {reason}" for reason, n in sorted(dropped.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _named(task: object, source: str) -> Task:

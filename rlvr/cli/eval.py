@@ -126,11 +126,10 @@ def _from_sft(file: str, *, overrides: Sequence[str], project: Path) -> Any:
 async def measure(recipe: Recipe, *, project: Path) -> list[EvalResult]:
     """Read the data, start the samplers, evaluate every dataset of `data.eval`."""
     from rlvr.engines import sampler_only
-    from rlvr.errors import DataError
     from rlvr.evaluate.run import evaluate
     from rlvr.models import load_tokenizer, resolve_model
     from rlvr.prompting import Prompter
-    from rlvr.run_data import eval_tasks, some
+    from rlvr.run_data import bad_rows, eval_tasks
     from rlvr.types import Sampling
     from rlvr.verify.pool import VerifierPool, verifier_specs
 
@@ -138,7 +137,7 @@ async def measure(recipe: Recipe, *, project: Path) -> list[EvalResult]:
     path = resolve_model(str(model.path), project=project)
     tokenizer = load_tokenizer(path, revision=model.revision, trust_remote_code=model.trust_remote_code)
     prompter = Prompter(tokenizer, recipe.prompt)
-    sets = eval_tasks(recipe, project=project)
+    sets = {name: tasks[: asked.tasks] for name, tasks in eval_tasks(recipe.data, project=project).items()}
     tasks = [task for members in sets.values() for task in members]
     most = asked.max_tokens or recipe.sampling.max_tokens
     sampling = Sampling(temperature=asked.temperature, top_p=asked.top_p, max_tokens=most, stop=recipe.sampling.stop)
@@ -149,8 +148,9 @@ async def measure(recipe: Recipe, *, project: Path) -> list[EvalResult]:
         cpu_seconds=limits.verify_cpu,
         wall_seconds=limits.verify_wall,
     ) as verifiers:
-        if problems := verifiers.check_answers(tasks):
-            raise DataError("\n".join(some(problems)))
+        if bad := bad_rows(verifiers, tasks, drop=recipe.data.on_bad_rows == "drop"):
+            make_console().print(Text(f"{len(bad)} rows are left out, as their answers cannot be used"))
+            sets = {name: [t for t in rows if id(t) not in bad] for name, rows in sets.items()}
         async with sampler_only(
             model_path=path,
             dtype=model.dtype,

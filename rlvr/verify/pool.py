@@ -105,8 +105,8 @@ class VerifierPool:
             self._counts.update(f"errors/{v.error}" for v in verdicts if v.error)
         return verdicts
 
-    def check_answers(self, tasks: Sequence[Task]) -> list[str]:
-        """What is wrong with gold answers, one line per bad row with its dataset; blocks until all are checked.
+    def check_answers(self, tasks: Sequence[Task]) -> list[tuple[Task, str]]:
+        """The tasks whose gold answer cannot be used, each with a line that says why; blocks until all are checked.
 
         Raises VerifierError when a verifier cannot be loaded.
         """
@@ -120,8 +120,7 @@ class VerifierPool:
         for job, _ in jobs:
             self._submit(job)
         return [
-            f"dataset {task.source or '?'}, row {task.id} ({task.meta.get('where', 'generated')}): verifier "
-            f"{job.verifier!r} cannot use the answer {task.answer[:80]!r}: {reply.get('detail') or reply['problem']}"
+            (task, _unusable(task, job.verifier, str(reply.get("detail") or reply["problem"])))
             for job, some in jobs
             for task, reply in zip(some, job.future.result(), strict=True)
             if reply.get("error") or reply["problem"] is not None
@@ -248,6 +247,11 @@ class VerifierPool:
 
     def _files(self) -> str:
         return ", ".join(str(found.path) for found, _ in self._setup["verifiers"].values())
+
+
+def _unusable(task: Task, verifier: str, why: str) -> str:
+    where = f"dataset {task.source or '?'}, row {task.id} ({task.meta.get('where', 'generated')})"
+    return f"{where}: verifier {verifier!r} cannot use the answer {task.answer[:80]!r}: {why}"
 
 
 def _verdict(reply: Reply) -> Verdict:

@@ -66,9 +66,7 @@ class Sampler:
 
 
 async def shake(trainer: Trainer) -> Metrics:
-    return await handshake(
-        trainer, trainer, trainer.replicas, tolerance=1e-3, sequences=SEQUENCES, version=7, seed=0
-    )
+    return await handshake(trainer, trainer, trainer.replicas, tolerance=1e-3, sequences=SEQUENCES, version=7, seed=0)
 
 
 async def test_scale_doubles_until_ten_tolerances_then_restores() -> None:

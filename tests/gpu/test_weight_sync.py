@@ -19,9 +19,7 @@ TOLERANCE = 5e-2
 
 
 def shake(policy: TorchPolicy, scored: Scored) -> dict[str, float]:
-    return asyncio.run(
-        handshake(policy, policy, [scored], tolerance=TOLERANCE, sequences=SEQUENCES, version=1, seed=0)
-    )
+    return asyncio.run(handshake(policy, policy, [scored], tolerance=TOLERANCE, sequences=SEQUENCES, version=1, seed=0))
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -137,9 +137,9 @@ def test_files_that_are_missing_empty_or_doubled(tmp_path: Path) -> None:
         load_tasks(Source(name="jsonl"), split="train", project=ROOT)
     with pytest.raises(DataError, match="is empty"):
         jsonl(tmp_path / "m.jsonl")
-    row = {"prompt": "a", "answer": "1", "id": "x"}
+    row, other = ({"prompt": prompt, "answer": "1", "id": "x"} for prompt in "ab")
     with pytest.raises(DataError, match=r"m\.jsonl:2 \(id 'x'\): the id was already given to .*m\.jsonl:1"):
-        jsonl(tmp_path / "m.jsonl", row, row, id="id")
+        jsonl(tmp_path / "m.jsonl", row, other, id="id")
 
 
 ROWS = [
@@ -187,7 +187,7 @@ def test_every_gold_answer_is_usable(verifier: str) -> None:
     tasks = arithmetic("eval")
     with VerifierPool(specs(verifier, project=ROOT), processes=1) as pool:
         assert pool.check_answers(tasks) == []
-        [problem] = pool.check_answers([*tasks, Task("r7", "?", "", source="mine")])
+        [(_, problem)] = pool.check_answers([*tasks, Task("r7", "?", "", source="mine")])
     assert "mine" in problem and "r7" in problem and "empty" in problem
 
 

@@ -7,21 +7,13 @@ import pytest
 from rlvr.errors import ConfigError
 from rlvr.models import resolve_model
 from rlvr.recipe import Data
-from rlvr.run_data import eval_names, overlap
-from rlvr.types import Task
+from rlvr.run_data import eval_names
 
 
 def test_an_evaluation_set_listed_twice_has_two_names() -> None:
     sources = [{"name": "a"}, {"name": "b"}, {"name": "a", "k": 1}]
     data = Data.model_validate({"train": sources[:1], "eval": sources})
     assert eval_names(data) == ["a", "b", "a#2"]
-
-
-def test_prompts_that_are_trained_on_are_counted() -> None:
-    train = [Task(id="1", prompt="x", answer="1"), Task(id="2", prompt="y", answer="1")]
-    held_out = {"same": [Task(id="9", prompt="y", answer="1"), Task(id="8", prompt="z", answer="1")], "other": []}
-    [line] = overlap(train, held_out)
-    assert "1 of 2 prompts of 'same' are trained on" in line
 
 
 def test_a_model_is_a_folder_a_run_or_a_hub_name(tmp_path: Path) -> None:

@@ -80,9 +80,7 @@ def test_a_gpu_environment_is_kept_by_a_plain_setup(tool: ModuleType, monkeypatc
     assert seen == ["gpu"]
 
 
-def test_the_key_follows_pyproject_and_extra(
-    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_key_follows_pyproject_and_extra(tool: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tool, "ROOT", tmp_path)
     (tmp_path / "pyproject.toml").write_text("a = 1")
     before = tool.key("cpu")

@@ -107,9 +107,9 @@ def test_a_users_card(tmp_path: Path) -> None:
     ("body", "message"),
     [
         ("return []", r"'mine' \(train\) is empty"),
-        ("return [Task('a', '?', '1'), Task('b', '?', ' '), Task('c', '', '2')]", r"'b': no answer.*\n.*'c': no p"),
-        ("return [Task('a', '?', '1'), Task('a', '?', '1')]", "already given to row 'a'"),
-        ("return [Task(str(i), '?', '') for i in range(30)]", r"'9': no answer.*\n.* and 20 more \(30 in all\)"),
+        ("return [Task('a', '?', '1'), Task('b', '!', ' '), Task('c', '', '2')]", r"'b': no answer.*\n.*'c': no p"),
+        ("return [Task('a', '?', '1'), Task('a', '!', '1')]", "already given to row 'a'"),
+        ("return [Task(str(i), str(i), '') for i in range(30)]", r"'9': no answer.*\n.* and 20 more \(30 in all\)"),
     ],
 )
 def test_unusable_rows(tmp_path: Path, body: str, message: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from rlvr.types import Task
 from rlvr.verify.pool import VerifierPool, VerifierSpec, verifier_specs
 
-NASTY = '''
+NASTY = """
 import os, signal, subprocess, sys, time, math, ctypes
 
 VERSION = "nasty-7"
@@ -80,7 +80,7 @@ def check_answer(answer, config):
     if answer == "crash":
         os._exit(5)
     return "it is bad" if answer == "bad" else None
-'''
+"""
 
 
 def write_verifier(project: Path, text: str = NASTY, *, name: str = "nasty") -> dict[str, VerifierSpec]:
