@@ -133,7 +133,8 @@ def sampler_pool(
     """The replicas as actors, not yet started."""
     from rlvr.engine.vllm_args import environment
 
-    env = environment(resources.device, threads=resources.threads)
+    eager = bool(overrides.get("enforce_eager", True))
+    env = environment(resources.device, threads=resources.threads, eager=eager)
     spec = {
         "model_path": model_path,
         "dtype": dtype,

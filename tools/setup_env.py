@@ -29,7 +29,6 @@ TORCH = "2.13.0"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 WARM = """
-import datasets, deepspeed, ray, transformers, vllm  # the first import compiles them to bytecode
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 ShareMemCommBuilder().load(verbose=True)
 """
@@ -133,6 +132,19 @@ def install(extra: str) -> None:
         run([PYTHON, "-m", "pip", "uninstall", "-y", *wrong])
 
 
+def compile_bytecode() -> None:
+    """Bytecode of all that is installed, on all cores (pip uses one), also where PYTHONDONTWRITEBYTECODE is set.
+
+    A file that is no Python for this version (a template, a newer syntax) makes compileall fail and changes nothing.
+    """
+    packages = subprocess.check_output(
+        [PYTHON, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
+    )
+    with LOG.open("a") as log:
+        command = [PYTHON, "-m", "compileall", "-q", "-j", "0", packages.strip()]
+        subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
+
+
 def main() -> None:
     """Set-up, step by step."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -152,8 +164,10 @@ def main() -> None:
     STAMP.unlink(missing_ok=True)
     say(f"installing the `{extra}` and `dev` extras; the first time takes minutes (log: {LOG.relative_to(ROOT)})")
     install(extra)
+    say("compiling to bytecode (every process of a run imports the engines: half of its start without)")
+    compile_bytecode()
     if extra == "cpu":
-        say("importing the engines once, and compiling DeepSpeed's CPU operator (about a minute)")
+        say("compiling DeepSpeed's CPU operator")
         run([PYTHON, "-c", WARM], DS_ACCELERATOR="cpu")
     STAMP.write_text(json.dumps({"extra": extra, "key": key(extra), "python": sys.version.split()[0]}))
     say(f"done in {time.monotonic() - began:.0f} s")

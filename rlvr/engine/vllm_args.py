@@ -31,10 +31,10 @@ MIN_BATCHED_TOKENS = 8192
 GIB = 1 << 30
 
 
-def environment(device: str, *, threads: int) -> dict[str, str]:
+def environment(device: str, *, threads: int, eager: bool = True) -> dict[str, str]:
     """Environment variables of the process that holds a `VllmSampler`; set them before vLLM is imported.
 
-    `device` is "cpu" or "gpu", `threads` the OpenMP threads of the replica.
+    `device` is "cpu" or "gpu", `threads` the OpenMP threads of the replica, `eager` the CPU's `vllm.enforce_eager`.
     """
     common = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the worker lives in the engine's process: one process less
@@ -52,6 +52,8 @@ def environment(device: str, *, threads: int) -> dict[str, str]:
         "OMP_WAIT_POLICY": "passive",  # idle threads would spin against the other process
         "GOMP_SPINCOUNT": "5000",  # but a few microseconds: with none, two threads are no faster than one
         "CUDA_VISIBLE_DEVICES": "",
+        # vLLM compiles a few helpers of its sampler even in eager mode: seconds of a C++ compiler, no gain on a CPU.
+        "TORCHDYNAMO_DISABLE": str(int(eager)),
     }
 
 

@@ -34,6 +34,7 @@ kl: {{coef: 0.01}}
 evaluate: {{every: 3, n: 4, k: [1, 4]}}
 checkpoint: {{every: 2}}
 resources: {{device: cpu, trainers: 1, samplers: 1, threads: 1, token_budget: 512}}
+vllm: {{kv_cache_memory_bytes: 33554432}}
 explore:
   - {{kind: clip_cov, ratio: 0.05, low: -1.0, high: 1.0}}
   - {{kind: entropy_bonus, coef: 0.01}}

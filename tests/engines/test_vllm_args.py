@@ -48,6 +48,8 @@ def test_environment_of_both_devices() -> None:
     cpu, gpu = environment("cpu", threads=2), environment("gpu", threads=2)
     assert cpu["OMP_NUM_THREADS"] == "2" and cpu["OMP_WAIT_POLICY"] == "passive"
     assert cpu["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert cpu["TORCHDYNAMO_DISABLE"] == "1"
+    assert environment("cpu", threads=2, eager=False)["TORCHDYNAMO_DISABLE"] == "0"
     assert gpu["VLLM_USE_V2_MODEL_RUNNER"] == "0" and "CUDA_VISIBLE_DEVICES" not in gpu
     assert cpu["VLLM_ENABLE_V1_MULTIPROCESSING"] == gpu["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
 
