@@ -397,3 +397,4 @@ def test_entropy() -> None:
     assert logits.grad.isfinite().all()
     probabilities = torch.tensor([0.5, 0.25, 0.15, 0.1])
     close(entropy(probabilities.log()), 1.207974)
+    assert torch.autograd.gradcheck(entropy, torch.tensor([[0.3, -1.2, -0.1]], dtype=torch.float64, requires_grad=True))
