@@ -82,18 +82,6 @@ def commit(partial: Path) -> Path:
     return target
 
 
-async def save(
-    folder: Path,
-    *,
-    step: int,
-    state: Mapping[str, Any],
-    buffer: Mapping[str, Any],
-    policy: Callable[[Path], Awaitable[None]],
-) -> Path:
-    """`write` and `commit` in one; returns the checkpoint."""
-    return commit(await write(folder, step=step, state=state, buffer=buffer, policy=policy))
-
-
 def load(path: Path) -> Saved:
     """Read and check a checkpoint.
 

@@ -16,13 +16,13 @@ from rlvr.buffer import Buffer
 from rlvr.engine.handshake import handshake, random_sequences
 from rlvr.engine.protocols import Verifiers
 from rlvr.engines import Engines, start_engines
-from rlvr.errors import ConfigError
 from rlvr.explore.base import AddOn, Sample
 from rlvr.loop import train
 from rlvr.observer import RunObserver
 from rlvr.parts import Loop
 from rlvr.prompting import Prompter
 from rlvr.recipe import Recipe
+from rlvr.resume import same_recipe
 from rlvr.rollout.groups import flat_groups
 from rlvr.run_data import RunData, eval_names, read_data
 from rlvr.seeds import stable_seed
@@ -32,10 +32,6 @@ from rlvr.track.run_dir import ROOT, RunDir
 from rlvr.track.tracker import Tracker, open_tracker
 from rlvr.types import I32, Completion, Request, Task, Verdict
 
-FREE = (  # what may change on resume
-    *("checkpoint.every", "checkpoint.keep", "checkpoint.best"),
-    *("evaluate", "track", "limits", "resources.address"),
-)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # of the handshake, in log-probability
 
@@ -94,7 +90,7 @@ async def run_training(resolved: config.Resolved[Recipe], *, project: Path, sinc
         newest = checkpoint.newest(folder.checkpoints)
         saved = checkpoint.load(newest) if newest else None
         if saved is not None:
-            same_recipe(folder, recipe)
+            same_recipe(recipe, folder=folder)
             if saved.step >= recipe.steps and not missing_evaluations(folder, recipe):
                 return Outcome(folder, saved.step, recipe.steps)
         data = await asyncio.to_thread(read_data, recipe, project=project)
@@ -281,23 +277,3 @@ def missing_evaluations(folder: RunDir, recipe: Recipe) -> bool:
     """Whether a kill came between the last checkpoint and the end of the last evaluation."""
     done = {record["dataset"] for record in read(folder.evals) if record["step"] >= recipe.steps}
     return recipe.evaluate.every > 0 and not done.issuperset(eval_names(recipe.data))
-
-
-def same_recipe(folder: RunDir, recipe: Recipe) -> None:
-    """Raise ConfigError where a resumed run differs from the recipe that it was started with."""
-    before = config.leaves(config.load(folder.recipe, overrides=()).recipe)
-    now = config.leaves(recipe)
-    free = (*FREE, *(("steps",) if recipe.optimizer.schedule == "constant" else ()))  # else it shapes the schedule
-    changed = [
-        f"{folder.recipe}: {key}: this run was started with {before.get(key)!r}, got {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not any(f"{key}.".startswith(f"{name}.") for name in free)
-    ]
-    if changed:
-        raise ConfigError(
-            [
-                *changed,
-                f"A run resumes with the recipe that it was started with (only {', '.join(free)} may change). Choose "
-                f"another name with run=NAME; `checkpoint.start_from={folder.path}` begins from these weights.",
-            ]
-        )

@@ -26,6 +26,7 @@ from rlvr.models import load_tokenizer, resolve_model
 from rlvr.objectives.schedule import learning_rate
 from rlvr.prompting import Prompter
 from rlvr.recipe import Prompt, SftRecipe
+from rlvr.resume import same_recipe
 from rlvr.run_data import read_sets
 from rlvr.seeds import stable_seed
 from rlvr.tasks import TaskStream
@@ -34,7 +35,6 @@ from rlvr.track.run_dir import ROOT, RunDir
 from rlvr.track.tracker import Tracker, open_tracker
 from rlvr.types import I32, Metrics, Plan, Row, Task, TokenBatch
 
-FREE = frozenset({"steps", "checkpoint", "track", "limits"})  # may change on resume
 SHOWN = frozenset({"sft_loss", "sft_tokens", "grad_norm", "skipped_updates", "lr"})
 
 
@@ -142,7 +142,7 @@ async def run_sft(resolved: config.Resolved[SftRecipe], *, project: Path) -> Out
         newest = checkpoint.newest(folder.checkpoints)
         saved = checkpoint.load(newest) if newest else None
         if saved is not None:
-            same_recipe(folder, recipe)
+            same_recipe(recipe, folder=folder)
         if saved is None or saved.step < recipe.steps:
             step = await _train(resolved, folder, saved, project=project)
             if step < recipe.steps:
@@ -168,7 +168,7 @@ async def _train(
     tokenizer = load_tokenizer(model, revision=m.revision, trust_remote_code=m.trust_remote_code)
     stream = TaskStream(tasks, [source.weight for source in recipe.data.train], seed=recipe.seed)
     rows = Demonstrations(stream, tokenizer, recipe.prompt, rows=recipe.rows, seed=recipe.seed)
-    command = f"rlvr sft {shlex.quote(str(resolved.path))} run={recipe.run}"
+    command = f"rlvr sft {shlex.quote(str(folder.recipe))}"  # the resolved recipe: overrides are in it
     async with start_trainer(recipe, model_path=model, resume=command, project=project) as trainer:
         if saved is not None:
             await trainer.restore(saved.policy)
@@ -201,7 +201,9 @@ async def _loop(
             shown = {f"train/{name}": value for name, value in metrics.items() if name in SHOWN}
             tracker.step({"step": done, **shown, "time/step": time.perf_counter() - began})
             if done == recipe.steps or stopped() or (every > 0 and done % every == 0):
-                await checkpoint.save(folder.checkpoints, step=done, state={}, buffer={}, policy=trainer.save)
+                checkpoint.commit(
+                    await checkpoint.write(folder.checkpoints, step=done, state={}, buffer={}, policy=trainer.save)
+                )
                 checkpoint.prune(folder.checkpoints, keep=recipe.checkpoint.keep, best=None)
             if stopped():
                 return done
@@ -281,20 +283,6 @@ def texts(tasks: Sequence[Task], prompt: Prompt) -> list[str]:
         out += [task.prompt] if isinstance(task.prompt, str) else [m["content"] for m in task.prompt]
         out += [task.answer, *task.demos]
     return out
-
-
-def same_recipe(folder: RunDir, recipe: SftRecipe) -> None:
-    """Raise ConfigError where a resumed run differs from the recipe that it was started with."""
-    before = config.leaves(config.load(folder.recipe, tree=SftRecipe).recipe)
-    now = config.leaves(recipe)
-    changed = [
-        f"{folder.recipe}: {key}: this run was started with {before.get(key)!r}, got {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key.split(".")[0] not in FREE
-    ]
-    if changed:
-        last = "A run resumes with the recipe that it was started with. Choose another name with run=NAME."
-        raise ConfigError([*changed, last])
 
 
 @asynccontextmanager

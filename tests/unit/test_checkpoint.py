@@ -16,9 +16,9 @@ async def write_policy(path: Path) -> None:
 
 
 def saved(folder: Path, step: int) -> Path:
-    return asyncio.run(
-        checkpoint.save(folder, step=step, state={"update": 4 * step}, buffer={"next_draw": 7}, policy=write_policy)
-    )
+    state, buffer = {"update": 4 * step}, {"next_draw": 7}
+    partial = checkpoint.write(folder, step=step, state=state, buffer=buffer, policy=write_policy)
+    return checkpoint.commit(asyncio.run(partial))
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_full_disk_keeps_the_older_one(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(CheckpointError, match=r"No space left on device.*free some space"):
-        asyncio.run(checkpoint.save(tmp_path, step=2, state={}, buffer={}, policy=full))
+        asyncio.run(checkpoint.write(tmp_path, step=2, state={}, buffer={}, policy=full))
     assert checkpoint.newest(tmp_path) == older
     assert not list(tmp_path.glob(".step*"))
 
