@@ -205,6 +205,11 @@ class TokenBatch:
         return [self.rows[i] for i in self.index]
 
 
+def stream(name: str, parameter: float) -> str:
+    """The name of a stream with a parameter: `stream("top_p_entropy", 0.8)` is "top_p_entropy(0.8)"."""
+    return f"{name}({float(parameter)!r})"
+
+
 Streams = list[dict[str, F32]]  # one dict of named arrays per row of a batch, in its order
 Metrics = dict[str, float]
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlvr.engine.forward import pad_values
+from rlvr.engine.forward import is_sequence, pad_values
 from rlvr.errors import EngineError
 from rlvr.objectives.loss import LossTerm, compose, means, sums, token_losses
 from rlvr.objectives.view import TokenView
@@ -91,7 +91,7 @@ def make_view(out: Mapping[str, Tensor], rows: Sequence[Row], *, extras: Iterabl
     old = logp.detach() if old is None else old
     known = pad_values([np.isfinite(r.logprobs) for r in rows], device=device)
     behaviour = pad_values([np.nan_to_num(r.logprobs, nan=0.0, posinf=0.0, neginf=0.0) for r in rows], device=device)
-    measured = {name: value for name in extras if (value := stream(name)) is not None}
+    measured = {name: value for name in extras if not is_sequence(name) and (value := stream(name)) is not None}
     return TokenView(
         logp=logp,
         old_logp=old,

@@ -18,7 +18,7 @@ from rlvr.engine import deepspeed_state as state
 from rlvr.engine.deepspeed_env import environment
 from rlvr.engine.deepspeed_loss import Losses, Totals, filler, pick
 from rlvr.engine.deepspeed_setup import PolicySpec, join, leave, make_engine, make_reference
-from rlvr.engine.forward import TokenStreams, forward
+from rlvr.engine.forward import TokenStreams, forward, own_part
 from rlvr.errors import EngineError
 from rlvr.types import F32, Metrics, Plan, Row
 
@@ -62,7 +62,7 @@ class RankPolicy:
         needs: frozenset[str],
         model: Literal["policy", "reference"] = "policy",
     ) -> dict[int, dict[str, F32]]:
-        """Streams, [L] each, of the rows of this rank's micro-batches, by position; no gradient.
+        """Streams, [L] each (or [d] of a sequence stream), of this rank's rows, by position; no gradient.
 
         An empty micro-batch is a filler. Raises EngineError for the reference where none was loaded.
         """
@@ -76,7 +76,7 @@ class RankPolicy:
             out = self._forward(net, picked, needs=needs)
             streams = {name: values.cpu().numpy() for name, values in out.items()}
             for b, i in enumerate(index):
-                found[i] = {name: values[b, : len(rows[i].tokens)].copy() for name, values in streams.items()}
+                found[i] = {name: own_part(name, values[b], len(rows[i].tokens)) for name, values in streams.items()}
         return found
 
     def step(

@@ -6,6 +6,12 @@ at most one chunk of logits exists at any time. The head is always *called*, nev
 weight is an empty shard outside the call, and a tied head is gathered the same way.
 
 Alignment: index t describes token t, so the logits at t-1 are divided by the temperature of token t.
+
+What can be asked for by name: the token streams of `rlvr/objectives/streams.py`, and the sequence streams below, a
+few numbers per row made from its hidden states, never with gradient:
+
+    effective_rank(stride)   (ER, ERV, ERA) of the states that predict the asked-for tokens, see
+                             `rlvr/objectives/effective_rank.py`
 """
 
 from __future__ import annotations
@@ -21,23 +27,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rlvr.errors import EngineError
-from rlvr.objectives.entropy import entropy
+from rlvr.objectives.effective_rank import rank_dynamics
+from rlvr.objectives.streams import parse, reduction
 from rlvr.types import Row
 
-Reduction = Callable[[Tensor, Tensor], Tensor]
 UNSUPPORTED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier_scale")
 
 
-def _logp(logp: Tensor, token: Tensor) -> Tensor:
-    return logp.gather(-1, token[:, None]).squeeze(-1)
-
-
-def _entropy(logp: Tensor, token: Tensor) -> Tensor:
-    return entropy(logp)
-
-
-# name -> reduction of ([n,V] float32 log-probabilities, [n] token ids) to [n]
-REDUCTIONS: dict[str, Reduction] = {"logp": _logp, "entropy": _entropy}
+def is_sequence(name: str) -> bool:
+    """Whether a stream is one vector per row rather than one number per token."""
+    return parse(name)[0] == "effective_rank"
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,22 @@ class TokenStreams(nn.Module):
                 "than lm_head(hidden). Expected a plain output projection; choose another model."
             )
 
-    def forward(self, batch: Padded, needs: Sequence[str], grad: frozenset[str], chunk: int, pieces: int) -> Tensor:
-        """[len(needs),B,T] float32, 0 where not asked; names outside `grad` carry no gradient."""
-        where, sources, targets, temperature = _positions(batch, pieces)
+    def forward(
+        self, batch: Padded, needs: Sequence[str], sequences: Sequence[str], grad: frozenset[str], pieces: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """[len(needs),B,T] float32, 0 where not asked, and [B,d] for each of `sequences`.
+
+        Names outside `grad` carry no gradient; sequences never do.
+        """
         # No attention mask: padding is on the right, where causal attention never looks.
         hidden = self.lm.base_model(input_ids=batch.tokens, use_cache=False).last_hidden_state
+        vectors = [_sequence(name, hidden.detach(), batch.asked) for name in sequences]
+        return self._tokens(batch, hidden, needs, grad, pieces), vectors
+
+    def _tokens(self, batch: Padded, hidden: Tensor, needs: Sequence[str], grad: frozenset[str], pieces: int) -> Tensor:
+        if not needs:
+            return hidden.new_zeros(0, *batch.tokens.shape)
+        where, sources, targets, temperature = _positions(batch, pieces)
         hidden = hidden.flatten(0, 1)[sources]
         head, n = self.lm.get_output_embeddings(), len(sources)
         parts = []
@@ -107,7 +117,14 @@ def _project(
     """[len(needs), n] reductions of the log-probabilities of one chunk."""
     logp = torch.log_softmax(head(hidden).float() / temperature[:, None], dim=-1)
     flat = logp.detach()
-    return torch.stack([REDUCTIONS[name](logp if name in grad else flat, targets) for name in needs])
+    return torch.stack([reduction(name)(logp if name in grad else flat, targets) for name in needs])
+
+
+@torch.no_grad()
+def _sequence(name: str, hidden: Tensor, asked: Tensor) -> Tensor:
+    """[B,3] of a sequence stream, from the states that predict each row's asked-for tokens."""
+    stride = int(parse(name)[1] or 0)
+    return torch.stack([rank_dynamics(h[:-1][a[1:]], stride=stride) for h, a in zip(hidden, asked, strict=True)])
 
 
 def pad(rows: Sequence[Row], *, asked: Sequence[np.ndarray] | None, device: torch.device | str) -> Padded:
@@ -137,6 +154,11 @@ def pad_values(values: Sequence[np.ndarray], *, device: torch.device | str) -> T
     return torch.from_numpy(out).to(device)
 
 
+def own_part(name: str, values: np.ndarray, length: int) -> np.ndarray:
+    """One row of a stream without its padding: [L] of [T], all of a sequence stream's [d]."""
+    return values.copy() if is_sequence(name) else values[:length].copy()
+
+
 def forward(
     model: nn.Module,
     rows: Sequence[Row],
@@ -148,20 +170,33 @@ def forward(
     asked: Sequence[np.ndarray] | None = None,
     agree: Callable[[int], int] | None = None,
 ) -> Mapping[str, Tensor]:
-    """Per-token streams of one micro-batch: name -> [B,T] float32.
+    """Streams of one micro-batch: name -> [B,T] float32, or [B,d] of a sequence stream.
 
     `model` is a `TokenStreams` (or an engine around one). `chunk` is the number of tokens whose logits may
     exist at once. `asked` (one [L] mask a row) replaces the default, the tokens with a weight. `agree` makes
     the number of chunks equal on all ranks: under ZeRO-3 every call of the head is a collective. Raises
     EngineError for a stream that does not exist.
     """
-    unknown = sorted((needs | grad) - REDUCTIONS.keys())
-    if unknown:
-        raise EngineError(f"unknown token stream {', '.join(unknown)}: expected one of {', '.join(sorted(REDUCTIONS))}")
+    names = sorted(needs | grad)
+    _check(names, grad)
+    tokens, sequences = ([n for n in names if is_sequence(n) is whole] for whole in (False, True))
     batch = pad(rows, asked=asked, device=device)
     pieces = max(1, math.ceil(int(batch.asked.sum()) / chunk))
     pieces = agree(pieces) if agree else pieces
-    names = sorted(needs | grad)
     with torch.set_grad_enabled(bool(grad)):
-        out = model(batch, names, grad, chunk, pieces)
-    return dict(zip(names, out, strict=True))
+        values, vectors = model(batch, tokens, sequences, grad, pieces)
+    return dict(zip([*tokens, *sequences], [*values, *vectors], strict=True))
+
+
+def _check(names: Sequence[str], grad: frozenset[str]) -> None:
+    for name in names:
+        if is_sequence(name):
+            value = parse(name)[1]
+            if value is None or value < 1 or value % 1 or name in grad:
+                why = "expected effective_rank(stride) with a stride of 1 token or more, and not with gradient"
+                raise EngineError(f"sequence stream {name}: {why}")
+            continue
+        try:
+            reduction(name)
+        except ValueError as error:
+            raise EngineError(str(error)) from None

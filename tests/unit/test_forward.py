@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,8 +145,20 @@ def test_more_pieces_than_tokens(net: TokenStreams) -> None:
 
 
 def test_unknown_streams_and_heads_are_refused(net: TokenStreams) -> None:
-    with pytest.raises(EngineError, match="unknown token stream top_h: expected one of entropy, logp"):
-        forward(net, [row(5)], needs=frozenset({"top_h"}), chunk=1, device="cpu")
+    for name, text in {
+        "top_h": "unknown token stream top_h: expected one of entropy, log_kept(kappa), logp, ",
+        "entropy(2)": "unknown token stream entropy(2): expected",
+        "top_p_entropy": "expected top_p_entropy(p) with p above 0 and up to 1",
+        "top_p_entropy(0)": "expected top_p_entropy(p)",
+        "log_kept(1.5)": "expected log_kept(kappa) with kappa from 0 to 1",
+        "log_kept(nan)": "expected log_kept(kappa)",
+        "effective_rank": "expected effective_rank(stride)",
+        "effective_rank(0)": "expected effective_rank(stride)",
+    }.items():
+        with pytest.raises(EngineError, match=re.escape(text)):
+            forward(net, [row(5)], needs=frozenset({name}), chunk=1, device="cpu")
+    with pytest.raises(EngineError, match="not with gradient"):
+        forward(net, [row(5)], needs=LOGP, grad=frozenset({"effective_rank(4)"}), chunk=1, device="cpu")
     net.lm.config.final_logit_softcapping = 30.0
     try:
         with pytest.raises(EngineError, match="final_logit_softcapping"):
