@@ -57,7 +57,7 @@ def test_names_of_parameters() -> None:
     assert stream("effective_rank", 40) == "effective_rank(40.0)" and parse("logp") == ("logp", None)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 400), st.floats(0.05, 1.0), st.floats(0.1, 6.0), st.integers(0, 10**6))
 def test_the_nucleus_is_that_of_a_full_sort(vocab: int, p: float, sharp: float, seed: int) -> None:
     """Also where the nucleus is larger than the tokens looked at first."""
