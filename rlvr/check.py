@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rlvr import catalog
+from rlvr import catalog, methods
 from rlvr.config import DEFAULT, Resolved, source_of
 from rlvr.engine.vllm_args import CPU_OWNED, OWNED
 from rlvr.errors import ConfigError
+from rlvr.explore.base import AddOn
 from rlvr.plugins import load_plugin
 from rlvr.recipe import Data, Model, Prompt, Recipe, Resources, Scratch, SftRecipe, Source, Verifier
 from rlvr.words import shorten
@@ -209,10 +210,6 @@ def _wandb(name: str | None) -> Iterator[Problem]:
 
 
 def _batch(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.group == 1 and not recipe.explore:
-        yield error(
-            "group", f"got 1: `advantage: {recipe.advantage.kind}` compares the responses of a group, needs >= 2"
-        )
     if recipe.group == 1 and recipe.keep == "informative":
         yield error(
             "keep", "got 'informative' with group: 1: one response is never both right and wrong; use keep: all"
@@ -228,7 +225,7 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
 def _objective(recipe: Recipe) -> Iterator[Problem]:
     objective, limit = recipe.objective, recipe.sampling.max_tokens
     if objective.constant is not None and objective.reduction != "constant":
-        yield warning("objective.constant", f"has no effect with reduction: {objective.reduction}")
+        yield warning("objective.constant", "has no effect without reduction: constant")
     if objective.reduction == "constant" and objective.constant not in (None, limit):
         given = f"L = {objective.constant}, not sampling.max_tokens = {limit}"
         yield warning(
@@ -274,12 +271,14 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
 
 def _plugins(recipe: Recipe, *, project: Path) -> Iterator[Problem]:
     yield from _plugin("verifier", "rewards", recipe.verifier, function="verify", project=project)
-    addons, complaints = catalog.read_addons(recipe.explore, project=project)
+    read, complaints = methods.read_methods(recipe, project=project)
     yield from (error(c.key, c.text) for c in complaints)
-    for cls, _ in addons:
-        if cls.barrier and recipe.max_lag:
+    hooks = {one.key: one.build() for one in read}
+    for key, method in hooks.items():
+        yield from (error(key, text) for text in method.problems(recipe))
+        if isinstance(method, AddOn) and method.barrier and recipe.max_lag:
             yield error(
-                "max_lag", f"got {recipe.max_lag}; the add-on {cls.kind} needs the whole block at once: max_lag: 0"
+                "max_lag", f"got {recipe.max_lag}; the add-on {method.kind} needs the whole block at once: max_lag: 0"
             )
 
 

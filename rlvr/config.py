@@ -20,6 +20,13 @@ from rlvr.recipe import Recipe, SftRecipe, Strict
 from rlvr.words import shorten, validate
 
 T = TypeVar("T", bound=Strict)
+SWITCHES: Mapping[tuple[str, ...], tuple[str, str, tuple[str, ...]]] = {
+    # where another file may be named -> by which key, the default, what stays when another one is
+    ("verifier",): ("name", "math", ()),
+    ("advantage",): ("kind", "grpo", ()),
+    ("objective",): ("kind", "clip", ("correction",)),
+    ("objective", "correction"): ("kind", "tis", ()),
+}
 COMMAND_LINE = "command line"
 DEFAULT = "default"
 
@@ -235,11 +242,15 @@ def _node(loader: _Loader, node: yaml.Node, shown: str, problems: list[str]) -> 
 
 
 def _normalise(root: Node) -> Node:
-    """Write the shorthands out: `model: NAME`, `verifier: NAME`, `data.train: NAME`, `explore: [KIND]`."""
+    """Write the shorthands out: `model: NAME`, `advantage: KIND`, `data.train: NAME`, `explore: [KIND]` ..."""
     value = dict(root.value)
-    for key, name in (("model", "path"), ("verifier", "name")):
+    for key, name in (("model", "path"), ("verifier", "name"), ("advantage", "kind"), ("objective", "kind")):
         if key in value:
             value[key] = _named(value[key], name)
+    objective = value.get("objective")
+    if objective is not None and isinstance(objective.value, dict) and "correction" in objective.value:
+        correction = _named(objective.value["correction"], "kind")
+        value["objective"] = Node({**objective.value, "correction": correction}, objective.where)
     if "explore" in value:
         value["explore"] = _entries(value["explore"], "kind")
     data = value.get("data")
@@ -265,14 +276,17 @@ def _entries(node: Node, key: str) -> Node:
 
 
 def _merge(base: Node, top: Node, problems: list[str], key: tuple[str, ...]) -> Node:
-    """`top` over `base`: mappings merge, all else is replaced. Another verifier leaves the old one's options."""
+    """`top` over `base`: mappings merge, all else is replaced. Another name or kind leaves the old one's options."""
     if isinstance(base.value, list) and isinstance(top.value, dict) and all(k.isdigit() for k in top.value):
         return _merge_entries(base, top, problems, key)
     if not (isinstance(base.value, dict) and isinstance(top.value, dict)):
         return top
-    if key == ("verifier",) and "name" in top.value and _plain(top)["name"] != _plain(base).get("name"):
-        return top
     merged = dict(base.value)
+    if key in SWITCHES:
+        name, default, kept = SWITCHES[key]
+        before = merged[name].value if name in merged else default
+        if name in top.value and top.value[name].value != before:
+            merged = {k: v for k, v in merged.items() if k in kept}
     for name, child in top.value.items():
         merged[name] = _merge(merged[name], child, problems, (*key, name)) if name in merged else child
     return Node(merged, top.where)

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 
 from rlvr.explore.base import AddOn
-from rlvr.objectives.advantages import grpo
 from rlvr.objectives.kl import kl_penalty
 from rlvr.objectives.shaping import overlong_penalty
-from rlvr.recipe import KL, Advantage, Overlong
+from rlvr.recipe import KL, Overlong
 from rlvr.types import F32, Group
 
 
@@ -45,24 +44,9 @@ def _sequence_kl(streams: object, weight: F32, estimator: str) -> float:
     return float((kl_penalty(old, ref, estimator=estimator) * torch.from_numpy(weight)).sum())
 
 
-def assign_credit(groups: Sequence[Group], addons: Sequence[AddOn], *, advantage: Advantage) -> list[Group]:
-    """Per-token advantages of every row: the group estimator spread over the row's weight, then the add-ons."""
-    std = advantage.std if advantage.std is not None else advantage.kind == "grpo"
-    credited: Sequence[Group] = [_group_advantage(group, std=std, eps=advantage.eps) for group in groups]
+def assign_credit(groups: Sequence[Group], addons: Sequence[AddOn]) -> list[Group]:
+    """Per-token advantages of every row: the estimator comes first among the add-ons, the others may change them."""
+    credited = groups
     for addon in addons:
         credited = addon.advantage(credited)
     return list(credited)
-
-
-def _group_advantage(group: Group, *, std: bool, eps: float) -> Group:
-    """Divided by the std only where the **raw** scores differ.
-
-    In a group of equal raw scores all that differs is shaping (a length penalty, a bonus, KL in the reward): divided
-    by its own std, however small it is, it would be as large as a success. There it keeps its size.
-    """
-    assert group.rewards is not None
-    raw = group.scores[group.valid]
-    std = std and bool((raw != raw[:1]).any())
-    scalars = grpo(torch.from_numpy(group.rewards), std=std, eps=eps).numpy()
-    rows = zip(scalars, group.trajectories, strict=True)
-    return group.with_(advantages=tuple((a * (t.weight != 0)).astype(np.float32) for a, t in rows))

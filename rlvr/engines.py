@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlvr.catalog import build_addons
 from rlvr.cluster import RankActor, SamplerActor, ray_session, wait_for_gpus
 from rlvr.cluster_policy import RayPolicy, RaySync
 from rlvr.cluster_samplers import SamplerPool
+from rlvr.methods import build_methods
 from rlvr.recipe import Limits, Recipe, Resources
 from rlvr.seeds import stable_seed
 from rlvr.update import REFERENCE
@@ -170,8 +170,8 @@ def rank_specs(recipe: Recipe, *, model_path: str, project: Path) -> list[Policy
     from rlvr.engine.deepspeed_setup import PolicySpec
 
     r, model = recipe.resources, recipe.model
-    addons = build_addons(recipe.explore, seed=recipe.seed, project=project)
-    asked = any(name.startswith(REFERENCE) for addon in addons for name in addon.needs)
+    hooks = build_methods(recipe, project=project).hooks
+    asked = any(name.startswith(REFERENCE) for hook in hooks for name in hook.needs)
     return [
         PolicySpec(
             model_path=model_path,

@@ -77,7 +77,7 @@ def credit(groups: Sequence[Group], loop: Loop) -> list[Group]:
     shaped = shape_rewards(
         groups, loop.addons, overlong=recipe.overlong, kl=recipe.kl, max_tokens=recipe.sampling.max_tokens
     )
-    return assign_credit(shaped, loop.addons, advantage=recipe.advantage)
+    return assign_credit(shaped, loop.addons)
 
 
 async def learn(loop: Loop, groups: Sequence[Group], streamed: Streamed) -> Metrics:
@@ -96,6 +96,7 @@ async def learn(loop: Loop, groups: Sequence[Group], streamed: Streamed) -> Metr
             index,
             policy=loop.policy,
             recipe=recipe,
+            surrogate=loop.surrogate,
             addons=loop.addons,
             old=streamed.old,
             step=loop.step,

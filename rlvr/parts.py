@@ -12,6 +12,7 @@ from rlvr.buffer import Buffer
 from rlvr.engine.protocols import Policy, WeightSync
 from rlvr.explore.base import AddOn, Context, Sample
 from rlvr.recipe import Recipe
+from rlvr.surrogates.base import Surrogate
 from rlvr.types import Group, Metrics, Task
 
 
@@ -47,7 +48,8 @@ class Loop:
     buffer: Buffer
     context: Context
     observer: Observer
-    addons: Sequence[AddOn] = ()
+    surrogate: Surrogate
+    addons: Sequence[AddOn] = ()  # the estimator and the surrogate among them, in the order of application
     step: int = 0  # steps done = weight version served
     update: int = 0  # optimizer updates done
     stop: asyncio.Event = field(default_factory=asyncio.Event)

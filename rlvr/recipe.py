@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+Reduction = Literal["token", "sequence", "constant", "sum"]  # see `rlvr.objectives.reduce`
+
 
 class Strict(BaseModel):
     """Base of every node: unknown keys are errors, values never change after reading."""
@@ -104,29 +106,29 @@ class SamplingConfig(Strict):
     stop: tuple[str, ...] = ()
 
 
-class Advantage(Strict):
-    """GRPO (2402.03300) with `std: true`, Dr.GRPO (2503.20783) with `std: false`."""
+class Method(Plugin):
+    """A method by its kind; its other keys are checked by the method's own Config (`rlvr.methods`)."""
 
-    kind: Literal["grpo", "dr_grpo"] = "grpo"
-    std: bool | None = None  # None: what `kind` says
-    eps: PositiveFloat = 1e-6
+    kind: str
 
 
-class Correction(Strict):
-    """Truncated importance sampling for the sampler/trainer gap: loss *= min(exp(old - behaviour), cap)."""
+class Advantage(Method):
+    """A file of `rlvr/advantages/`."""
 
-    kind: Literal["tis", "none"] = "tis"
-    cap: PositiveFloat = 2.0
+    kind: str = "grpo"
 
 
-class Objective(Strict):
-    """PPO clip with separate bounds; `dual: null` turns the dual clip off."""
+class Correction(Method):
+    """A file of `rlvr/corrections/`: weights for the gap between sampler and trainer."""
 
-    kind: Literal["clip"] = "clip"
-    low: float = Field(0.2, ge=0.0, le=1.0)
-    high: NonNegativeFloat = 0.2
-    dual: float | None = Field(None, gt=1.0)
-    reduction: Literal["token", "sequence", "constant"] = "token"
+    kind: str = "tis"
+
+
+class Objective(Method):
+    """A file of `rlvr/surrogates/`, how its token losses become one number, and the correction."""
+
+    kind: str = "clip"
+    reduction: Reduction | None = None  # None: what the paper of `kind` says
     constant: PositiveInt | None = None  # L of `reduction: constant` (default: sampling.max_tokens)
     correction: Correction = Correction()
 
@@ -147,10 +149,8 @@ class Overlong(Strict):
     factor: NonNegativeFloat = 1.0  # f (shape)
 
 
-class AddOnSpec(Plugin):
-    """One exploration add-on; its other keys are checked by the add-on's own Config."""
-
-    kind: str
+class AddOnSpec(Method):
+    """A file of `rlvr/explore/`."""
 
 
 class Optimizer(Strict):

@@ -11,13 +11,14 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rlvr import catalog, checkpoint, config
+from rlvr import checkpoint, config
 from rlvr.buffer import Buffer
 from rlvr.engine.handshake import handshake, random_sequences
 from rlvr.engine.protocols import Verifiers
 from rlvr.engines import Engines, start_engines
 from rlvr.explore.base import AddOn, Sample
 from rlvr.loop import train
+from rlvr.methods import build_methods
 from rlvr.observer import RunObserver
 from rlvr.parts import Loop
 from rlvr.prompting import Prompter
@@ -54,6 +55,7 @@ class RunContext:
     engines: Engines
     verifiers: Verifiers
     prompter: Prompter
+    tasks: Sequence[Task]  # every training task
     step: int = 0
 
     def at(self, step: int) -> RunContext:
@@ -159,7 +161,7 @@ def build_loop(
     project: Path,
 ) -> tuple[Loop, RunObserver]:
     """The loop of a recipe on engines that run, and what watches it; before any step, with nothing restored."""
-    addons = catalog.build_addons(recipe.explore, seed=recipe.seed, project=project)
+    methods = build_methods(recipe, project=project)
     observer = RunObserver(
         recipe=recipe,
         folder=folder,
@@ -177,15 +179,16 @@ def build_loop(
         tasks=data.stream.draw,
         policy=engines.policy,
         sync=engines.sync,
-        context=RunContext(recipe.seed, engines, data.verifiers, data.prompter),
-        sample=compose(addons, flat_groups(engines.pool, data.verifiers, data.prompter, seed=recipe.seed)),
+        context=RunContext(recipe.seed, engines, data.verifiers, data.prompter, data.stream.tasks),
+        sample=compose(methods.hooks, flat_groups(engines.pool, data.verifiers, data.prompter, seed=recipe.seed)),
         buffer=Buffer(
             slots=(recipe.max_lag + 1) * recipe.prompts,
             group_limit=recipe.limits.group,
             max_dropped=recipe.max_draws * recipe.prompts,
         ),
         observer=observer,
-        addons=addons,
+        surrogate=methods.surrogate,
+        addons=methods.hooks,
         stop=stop,
     )
     return loop, observer

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlvr import catalog
+from rlvr import catalog, methods
 from rlvr.errors import ConfigError, DataError
 from rlvr.models import load_tokenizer, resolve_model
 from rlvr.overlap import without_overlap
@@ -129,7 +129,7 @@ def plugin_digests(recipe: Recipe, *, specs: Mapping[str, object], project: Path
         catalog.find("data", source.name, project=project) for source in (*recipe.data.train, *recipe.data.eval)
     ]
     found += [catalog.find("rewards", name, project=project) for name in specs]
-    found += [catalog.addon_found(spec.kind, project=project) for spec in recipe.explore]
+    found += [methods.find(family, spec.kind, project=project) for _, family, spec in methods.places(recipe)]
     return {f"{f.name} ({f.path.name})": f.digest for f in found}
 
 

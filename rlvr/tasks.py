@@ -137,6 +137,11 @@ class TaskStream:
         self._taken = [0] * len(self._sources)  # by the blocks so far
         self._order = lru_cache(maxsize=2 * len(self._sources))(self._shuffled)
 
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Every task of every source."""
+        return tuple(task for tasks in self._sources for task in tasks)
+
     def draw(self, index: int) -> Task:
         """The task of the run's draw `index` >= 0."""
         source, rank = self._place(index)

@@ -14,6 +14,7 @@ from rlvr.objectives.reduce import row_scales
 from rlvr.objectives.schedule import learning_rate
 from rlvr.recipe import Recipe
 from rlvr.seeds import stable_seed
+from rlvr.surrogates.base import Surrogate
 from rlvr.types import F32, Group, Metrics, Plan, Row, Streams, TokenBatch
 
 REFERENCE = "ref_"  # a stream "ref_x" is "x" of the reference model
@@ -73,6 +74,7 @@ async def make_update(
     *,
     policy: Policy,
     recipe: Recipe,
+    surrogate: Surrogate,
     addons: Sequence[AddOn],
     old: Streams | None,
     step: int,
@@ -83,7 +85,7 @@ async def make_update(
     objective = recipe.objective
     scale = row_scales(
         np.array([float(rows[i].weight.sum()) for i in index]),
-        reduction=objective.reduction,
+        reduction=objective.reduction or surrogate.reduction,
         constant=objective.constant or recipe.sampling.max_tokens,
     )
     batch = token_batch(rows, index, scale=scale)
@@ -99,7 +101,7 @@ async def make_update(
         update=update,
         step=step,
         seed=stable_seed(recipe.seed, "update", update),
-        clip=(objective.low, objective.high),
+        clip=surrogate.bounds,
     )
     scalars: dict[str, Mapping[str, float]] = {}
     marks: dict[str, Sequence[F32]] = {}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from rlvr import catalog, config
+from rlvr import config, methods
 from rlvr.recipe import Recipe, SftRecipe
 from rlvr.words import shorten
 
@@ -24,18 +25,32 @@ def command(
     project = Path.cwd()
     tree = config.tree_of(recipe, project=project)
     resolved = config.load(recipe, overrides=overrides or (), tree=tree, project=project)
-    values = {key: shorten(value, limit=80) for key, value in config.leaves(resolved.recipe).items()}
+    tree = config.leaves(resolved.recipe)
+    if isinstance(resolved.recipe, Recipe):
+        tree = _with_options(tree, methods.defaults(resolved.recipe, project=project))
+    values = {key: shorten(value, limit=80) for key, value in tree.items()}
     wide, long = max(map(len, values)), max(map(len, values.values()))
     for key, value in values.items():
-        source = resolved.sources[key]
+        source = resolved.sources.get(key, config.DEFAULT)
         style = "dim" if source == config.DEFAULT else ""
         console.print(Text(f"{key:<{wide}}  {value:<{min(long, 48)}}  {source}", style=style))
     _plugins(resolved.recipe, project=project)
 
 
+def _with_options(tree: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree's values, with the defaults of a method's own options after its `kind`."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out[key] = value
+        place, _, last = key.rpartition(".")
+        if last == "kind":
+            out |= {option: v for option, v in options.items() if option.rpartition(".")[0] == place}
+    return out
+
+
 def _plugins(recipe: Recipe | SftRecipe, *, project: Path) -> None:
     console.print("\nplug-ins")
-    for key, found in catalog.plugins(recipe, project=project).items():
+    for key, found in methods.plugin_files(recipe, project=project).items():
         console.print(f"{key}  {found.name}  {found.path}  sha256:{found.digest}", markup=False)
         if found.shadows:
             text = f"  warning: this project's {found.path} hides ours of the same name, {found.shadows}"

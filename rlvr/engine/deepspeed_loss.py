@@ -11,9 +11,9 @@ from torch import Tensor
 
 from rlvr.engine.forward import is_sequence, pad_values
 from rlvr.errors import EngineError
-from rlvr.objectives.loss import LossTerm, compose, means, sums, token_losses
+from rlvr.objectives.loss import LossTerm, PolicyLoss, Weights, compose, means, sums, token_losses
 from rlvr.objectives.view import TokenView
-from rlvr.recipe import KL, Objective
+from rlvr.recipe import KL
 from rlvr.types import F32, Metrics, Plan, Row
 
 WHOLE = frozenset({"loss", "sft_loss", "sft_tokens"})  # totals that are not divided by the tokens
@@ -108,7 +108,8 @@ def make_view(out: Mapping[str, Tensor], rows: Sequence[Row], *, extras: Iterabl
 class Losses:
     """What turns a micro-batch into a scalar."""
 
-    objective: Objective
+    surrogate: PolicyLoss
+    correction: Weights
     kl: KL
     addons: Sequence[LossTerm]
     extras: frozenset[str]  # streams of the rows that add-ons look at
@@ -121,8 +122,10 @@ class Losses:
             raise EngineError(f"update {plan.update} is not the first of its step and its rows have no old log-probs")
         asked = {name: values for name, values in out.items() if name in self.token_needs | {"logp"}}
         view = make_view(asked, batch.rows, extras=self.extras)
-        loss, metrics = token_losses(view, self.objective, self.kl)
         marks = {name: pad_values(values, device=device) for name, values in batch.marks.items()}
+        name = self.surrogate.name
+        own = replace(view, knobs=plan.knobs.get(name, {}), mark=marks.get(name))
+        loss, metrics = token_losses(own, self.surrogate, self.correction, self.kl)
         loss = compose(view, loss, self.addons, knobs=plan.knobs, marks=marks)
         policy = (torch.from_numpy(batch.scale).to(device) * (view.weight * loss).sum(-1)).sum()
         metrics |= {"entropy": out["entropy"].detach()} | (_gap(view, batch.rows, plan) if plan.first else {})

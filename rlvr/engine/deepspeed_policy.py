@@ -13,13 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from rlvr.catalog import build_addons
 from rlvr.engine import deepspeed_state as state
 from rlvr.engine.deepspeed_env import environment
 from rlvr.engine.deepspeed_loss import Losses, Totals, filler, pick
 from rlvr.engine.deepspeed_setup import PolicySpec, join, leave, make_engine, make_reference
 from rlvr.engine.forward import TokenStreams, forward, own_part
 from rlvr.errors import EngineError
+from rlvr.methods import build_addons, build_objective
 from rlvr.types import F32, Metrics, Plan, Row
 
 __all__ = ["PolicySpec", "RankPolicy", "environment", "leave"]
@@ -38,10 +38,12 @@ class RankPolicy:
         self.engine = make_engine(spec)
         self.device = torch.device(self.engine.device)
         self.reference = make_reference(spec, self.device) if spec.reference else None
-        addons = build_addons(spec.addons, seed=spec.seed, project=Path(spec.project))
-        self._token_needs = frozenset[str]().union(*(a.token_needs for a in addons))
-        extras = frozenset[str]().union(*(a.needs | a.measures for a in addons))
-        self._losses = Losses(spec.objective, spec.kl, addons, extras, self._token_needs)
+        project = Path(spec.project)
+        surrogate, correction = build_objective(spec.objective, seed=spec.seed, project=project)
+        addons = build_addons(spec.addons, seed=spec.seed, project=project)
+        self._token_needs = frozenset[str]().union(*(a.token_needs for a in (surrogate, *addons)))
+        extras = frozenset[str]().union(*(a.needs | a.measures for a in (surrogate, *addons)))
+        self._losses = Losses(surrogate, correction, spec.kl, addons, extras, self._token_needs)
         self._guard = state.FiniteStep(self.engine, spec.optimizer.max_norm) if spec.zero_stage == 0 else None
         self._before: list[torch.Tensor] | None = None  # the weights that `perturb` changed
         self.chunk = max(64, LOGIT_BYTES // (4 * self._model.lm.config.vocab_size))  # tokens projected at once

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rlvr.objectives.view import TokenView
+    from rlvr.recipe import Recipe
 
 
 class AddOnConfig(BaseModel):
@@ -45,6 +46,7 @@ class Context(Protocol):
 
     seed: int
     step: int
+    tasks: Sequence[Task]  # every training task
 
     def at(self, step: int) -> Context: ...
     async def generate(self, requests: Sequence[Request]) -> list[Completion]: ...
@@ -62,7 +64,7 @@ class Update:
     update: int  # index over the whole run
     step: int
     seed: int  # derives from (run seed, update); hash it with Row.key and the token index
-    clip: tuple[float, float]  # the objective's (low, high)
+    clip: tuple[float, float]  # the objective's (low, high); infinite where it does not clip the token's ratio
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,16 @@ class AddOn:
     measures: ClassVar[frozenset[str]] = frozenset()
     token_needs: ClassVar[frozenset[str]] = frozenset()
     barrier: ClassVar[bool] = False
+    selects: ClassVar[bool] = False  # takes the policy loss away from single tokens, or weighs them
 
     def __init__(self, config: Any, *, name: str = "", seed: int = 0) -> None:
         self.config = config
         self.name = name or self.kind
         self.seed = seed
+
+    def problems(self, recipe: Recipe) -> Sequence[str]:
+        """What in the recipe cannot work with it, in words for people: `rlvr check` refuses such a recipe."""
+        return []
 
     async def prepare(self, ctx: Context) -> None:
         """Once, before the first step (not on resume)."""

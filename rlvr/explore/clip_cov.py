@@ -52,6 +52,7 @@ class ClipCov(AddOn):
     Config = Config
     needs: ClassVar[frozenset[str]] = frozenset({"old_logp"})
     measures: ClassVar[frozenset[str]] = frozenset({"logp"})
+    selects: ClassVar[bool] = True
 
     def knobs(self, update: Update) -> Knobs | None:
         """Marks are 1 at the picked tokens; `active` counts them, `candidates` those they were picked from."""

@@ -1,7 +1,7 @@
 """The policy loss of one micro-batch, token by token: surrogate, correction, KL, then the add-ons.
 
     view = guard(view)                                        # optional: both functions below guard themselves
-    loss, metrics = token_losses(view, objective, kl)
+    loss, metrics = token_losses(view, surrogate, correction, kl)
     loss = compose(view, loss, addons, knobs=plan.knobs, marks=marks)
     scaled_sum(loss, weight=view.weight, scale=scale).backward()
     totals = sums(metrics, view.mask)                         # add these over micro-batches and ranks ...
@@ -19,13 +19,30 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rlvr.objectives.importance import tis
 from rlvr.objectives.kl import kl_penalty
-from rlvr.objectives.surrogates import Clipped, clip_loss
+from rlvr.objectives.ratio import log_ratio
 from rlvr.objectives.view import TokenView
-from rlvr.recipe import KL, Objective
+from rlvr.recipe import KL
 
 COUNTS = frozenset({"nonfinite_tokens", "tokens"})  # reported as totals, not as means over tokens
+
+
+class PolicyLoss(Protocol):
+    """What the loss needs of a surrogate (`rlvr.surrogates.base`)."""
+
+    name: str
+
+    def loss(self, view: TokenView) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses [B,T], and detached metrics [B,T] by name."""
+        ...
+
+
+class Weights(Protocol):
+    """What the loss needs of a correction (`rlvr.corrections.base`)."""
+
+    def weights(self, view: TokenView) -> tuple[Tensor, dict[str, Tensor]]:
+        """Detached weights [B,T], and detached metrics [B,T] by name."""
+        ...
 
 
 class LossTerm(Protocol):
@@ -38,25 +55,21 @@ class LossTerm(Protocol):
         ...
 
 
-def token_losses(view: TokenView, objective: Objective, kl: KL) -> tuple[Tensor, dict[str, Tensor]]:
+def token_losses(
+    view: TokenView, surrogate: PolicyLoss, correction: Weights, kl: KL
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Per-token loss [B,T] (weight and scale not applied) and detached per-token metrics [B,T] each.
 
-    l = w * surrogate + coef * KL, with w the detached correction (1 when `correction.kind` is "none"): the KL
-    is a property of the current policy and is not reweighted. Where a token is not trained on, or has a value
+    l = w * surrogate + coef * KL, with w the detached correction: the KL is a property of the current policy and is
+    not reweighted. `view` holds the surrogate's own knobs and mark. Where a token is not trained on, or has a value
     that is not finite, l is 0 (see `guard`).
     Raises ValueError when a KL in the loss has no `view.ref_logp`, or is estimated by k1.
     """
     clean = guard(view)
-    clipped = clip_loss(
-        clean.logp, clean.old_logp, clean.advantages, low=objective.low, high=objective.high, dual=objective.dual
-    )
-    loss, metrics = clipped.loss, _metrics(clean, clipped)
-    metrics["nonfinite_tokens"] = view.mask - clean.mask
-    if objective.correction.kind == "tis":
-        cap = objective.correction.cap
-        weight = tis(clean.old_logp, clean.behaviour_logp, clean.known, cap=cap)
-        loss = weight * loss
-        metrics |= {"correction": weight, "correction_truncated": (weight >= cap).to(weight.dtype)}
+    loss, metrics = surrogate.loss(clean)
+    weight, said = correction.weights(clean)
+    loss = weight.detach() * loss
+    metrics = _metrics(clean) | metrics | said | {"nonfinite_tokens": view.mask - clean.mask}
     if kl.coef > 0 and kl.where == "loss":
         loss = loss + kl.coef * _kl_in_loss(clean, kl)
     return _only(loss, clean), metrics
@@ -126,16 +139,10 @@ def _kl_in_loss(view: TokenView, kl: KL) -> Tensor:
     return kl_penalty(view.logp, view.ref_logp, estimator=kl.estimator)
 
 
-def _metrics(view: TokenView, clipped: Clipped) -> dict[str, Tensor]:
+def _metrics(view: TokenView) -> dict[str, Tensor]:
     logp = view.logp.detach()
-    metrics = {
-        "clip_low": clipped.low,
-        "clip_high": clipped.high,
-        "clip_dual": clipped.dual,
-        "ratio": clipped.ratio,
-        "ratio_max": clipped.ratio,
-        "approx_kl": kl_penalty(view.old_logp, logp, estimator="k3"),
-    }
+    ratio = log_ratio(logp, view.old_logp).exp()
+    metrics = {"ratio": ratio, "ratio_max": ratio, "approx_kl": kl_penalty(view.old_logp, logp, estimator="k3")}
     if view.ref_logp is not None:
         metrics["ref_kl"] = kl_penalty(logp, view.ref_logp, estimator="k3")
     return metrics

@@ -6,20 +6,19 @@ and ranks, in whatever order they come and however they are padded.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-Reduction = Literal["token", "sequence", "constant"]
+from rlvr.recipe import Reduction
 
 
 def row_scales(lengths: npt.ArrayLike, *, reduction: Reduction, constant: int | None = None) -> npt.NDArray[np.float32]:
     """Scales [B] for the rows of one update from their trained tokens `lengths` [B] = sum_t weight[b,t].
 
     With N = sum of lengths and B' = rows of non-zero length:
-    "token" 1/N (DAPO); "sequence" 1/(B' |y_i|) (the GRPO paper); "constant" 1/(B' constant) (Dr.GRPO).
+    "token" 1/N (DAPO); "sequence" 1/(B' |y_i|) (the GRPO paper); "constant" 1/(B' constant) (Dr.GRPO);
+    "sum" 1/B' (the mean over rows of their sums).
     A fully masked row has scale 0 and is not counted in B', so such rows never change a loss.
     Raises ValueError when `reduction` is "constant" without a positive `constant`.
     """
@@ -30,6 +29,8 @@ def row_scales(lengths: npt.ArrayLike, *, reduction: Reduction, constant: int | 
         scale = np.full(sizes.shape, 1.0 / max(sizes.sum(), 1e-30))
     elif reduction == "sequence":
         scale = 1.0 / (rows * np.where(alive, sizes, 1.0))
+    elif reduction == "sum":
+        scale = np.full(sizes.shape, 1.0 / rows)
     else:
         if constant is None or constant <= 0:
             raise ValueError(f"reduction 'constant' divides by a fixed length: got constant={constant}, expected > 0")

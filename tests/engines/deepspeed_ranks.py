@@ -117,10 +117,12 @@ def plain(place: Mapping[str, Any], stage: str) -> Out:
 
     from rlvr.engine.deepspeed_loss import Losses, pick
     from rlvr.engine.deepspeed_policy import RankPolicy
+    from rlvr.methods import build_objective
     from rlvr.types import Plan
 
     asked = spec(place, stage)
-    o, losses = asked.optimizer, Losses(asked.objective, asked.kl, (), frozenset())
+    o = asked.optimizer
+    losses = Losses(*build_objective(asked.objective, seed=0, project=Path()), asked.kl, (), frozenset())
     lm = AutoModelForCausalLM.from_pretrained(asked.model_path, dtype=torch.float32)
     adam = torch.optim.AdamW(lm.parameters(), betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
     table, norms = rows(), []

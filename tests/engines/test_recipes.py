@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rlvr import catalog, config
+from rlvr import config
 from rlvr.engines import Engines, rank_specs, start_engines
 from rlvr.loop import train
+from rlvr.methods import build_addons
 from rlvr.recipe import Recipe
 from rlvr.run import build_loop, shake_hands
 from rlvr.run_data import read_data
@@ -81,7 +82,7 @@ async def test_every_recipe_runs_two_steps(tmp_path: Path, monkeypatch: pytest.M
             lines = await run(recipe, engines, project)
             assert [line["step"] for line in lines] == [1, 2], name
             assert all(line["train/skipped_updates"] == 0 for line in lines), name
-            for addon in catalog.build_addons(recipe.explore, seed=0, project=project):
+            for addon in build_addons(recipe.explore, seed=0, project=project):
                 assert sum(line[f"{addon.name}/active"] for line in lines) > 0, (name, addon.name)
             losses[name] = lines[-1]["train/loss"]
     plain = losses["recipes/quickstart.yaml"]

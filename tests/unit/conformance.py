@@ -7,51 +7,65 @@ micro-batches as asked. Sampling is a pure function of the draw, so two stacks d
 from __future__ import annotations
 
 import asyncio
-import importlib
-import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import rlvr.explore
 from rlvr.batching import collate, row_table
 from rlvr.credit import assign_credit, shape_rewards
 from rlvr.explore.base import AddOn, Draw, Knobs, Update
+from rlvr.methods import ADVANTAGE, CORRECTION, EXPLORE, OBJECTIVE, Family, Methods, method_class
 from rlvr.objectives.entropy import entropy
 from rlvr.objectives.loss import compose, token_losses
 from rlvr.objectives.reduce import row_scales, scaled_sum
 from rlvr.objectives.view import TokenView
-from rlvr.recipe import KL, Advantage, Objective, Overlong
+from rlvr.recipe import KL, Overlong, Reduction
 from rlvr.seeds import stable_seed
 from rlvr.types import F32, Completion, Group, Metrics, Origin, Request, Row, Sampling, Task, Trajectory, Verdict
 
 VOCAB, PROMPT, GROUP, TASKS = 11, 3, 6, 4
-OBJECTIVE, REFERENCE_KL = Objective(low=0.2, high=0.3, dual=3.0), KL(coef=0.01)
+REFERENCE_KL = KL(coef=0.01)
 
 
-def shipped() -> dict[str, type[AddOn]]:
-    """Every add-on of `rlvr/explore` by kind."""
-    found: dict[str, type[AddOn]] = {}
-    for info in pkgutil.iter_modules(rlvr.explore.__path__):
-        module = importlib.import_module(f"rlvr.explore.{info.name}")
-        for value in vars(module).values():
-            own = isinstance(value, type) and issubclass(value, AddOn) and value.__module__ == module.__name__
-            if own and value.kind:
-                found[value.kind] = value
-    return found
+def make(family: Family, kind: str, options: Mapping[str, Any], *, name: str = "") -> Any:
+    """One shipped method with these options, as a run builds it."""
+    cls = method_class(family, kind, project=Path())
+    config = cls.Config(**options)
+    return cls(config) if family is CORRECTION else cls(config, name=name or kind, seed=7)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The estimator, surrogate and correction of an update: kind and options each."""
+
+    advantage: tuple[str, Mapping[str, Any]] = ("grpo", {})
+    objective: tuple[str, Mapping[str, Any]] = ("clip", {"low": 0.2, "high": 0.3, "dual": 3.0})
+    correction: tuple[str, Mapping[str, Any]] = ("tis", {})
+
+    def built(self, addons: Sequence[AddOn]) -> Methods:
+        """With these add-ons."""
+        return Methods(
+            estimator=make(ADVANTAGE, *self.advantage, name="advantage"),
+            surrogate=make(OBJECTIVE, *self.objective, name="objective"),
+            correction=make(CORRECTION, *self.correction),
+            addons=addons,
+        )
+
+
+PLAIN = Base()
 
 
 def stack(*specs: tuple[str, dict]) -> list[AddOn]:
     """Add-ons from (kind, options), named as a recipe names them."""
     built: list[AddOn] = []
     for kind, options in specs:
-        cls = shipped()[kind]
-        number = 1 + sum(type(other) is cls for other in built)
-        name = kind if number == 1 else f"{kind}#{number}"
-        built.append(cls(cls.Config(**options), name=name, seed=7))
+        number = 1 + sum(other.kind == kind for other in built)
+        built.append(make(EXPLORE, kind, options, name=kind if number == 1 else f"{kind}#{number}"))
     return built
 
 
@@ -95,6 +109,7 @@ class ToyContext:
 
     seed: int = 7
     step: int = 0
+    tasks: Sequence[Task] = ()
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
         return [_completion(r.key, r.sampling, stable_seed("context", r.key)) for r in requests]
@@ -204,13 +219,20 @@ def learn(
     order: Sequence[int] | None = None,
     extra: int = 0,
     garbage: float = 0.0,
-    reduction: str = "token",
+    reduction: Reduction | None = None,
     step: int = 0,
+    base: Base = PLAIN,
+    methods: Methods | None = None,
 ) -> Outcome:
-    """Loss and gradient of one update over all rows: `micro` rows at a time, in `order`, padded by `extra`."""
+    """Loss and gradient of one update over all rows: `micro` rows at a time, in `order`, padded by `extra`.
+
+    `base` (or `methods`, built already) is what the add-ons stand on.
+    """
     overlong = Overlong()
+    methods = methods or base.built(addons)
+    addons = methods.hooks
     groups = shape_rewards(explore(addons, step=step), addons, overlong=overlong, kl=REFERENCE_KL, max_tokens=16)
-    groups = assign_credit(groups, addons, advantage=Advantage())
+    groups = assign_credit(groups, addons)
     table = row_table(groups)
     updates: Sequence[Sequence[int]] = [list(range(len(groups)))]
     for addon in addons:
@@ -218,14 +240,16 @@ def learn(
     every = collate(groups)
     rows = [every[i] for g in updates[0] for i in table[g]]
     rows = [rows[i] for i in order] if order is not None else rows
-    scale = row_scales([float(r.weight.sum()) for r in rows], reduction=reduction, constant=16)
-    update = Update(rows=rows, stats=[CURRENT.measure(r) for r in rows], update=0, step=step, seed=99, clip=(0.2, 0.3))
+    chosen = reduction or methods.surrogate.reduction
+    scale = row_scales([float(r.weight.sum()) for r in rows], reduction=chosen, constant=16)
+    bounds = methods.surrogate.bounds
+    update = Update(rows=rows, stats=[CURRENT.measure(r) for r in rows], update=0, step=step, seed=99, clip=bounds)
     knobs = {addon.name: said for addon in addons if (said := addon.knobs(update)) is not None}
     CURRENT.table.grad = None
     loss = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(rows), micro):
         at = slice(start, start + micro)
-        part = _micro_loss(rows, at, addons, knobs, scale=scale, extra=extra, garbage=garbage)
+        part = _micro_loss(rows, at, methods, knobs, scale=scale, extra=extra, garbage=garbage)
         part.backward()
         loss += part.detach()
     assert CURRENT.table.grad is not None
@@ -238,7 +262,7 @@ def learn(
 def _micro_loss(
     rows: Sequence[Row],
     at: slice,
-    addons: Sequence[AddOn],
+    methods: Methods,
     knobs: dict[str, Knobs],
     *,
     scale: F32,
@@ -254,7 +278,7 @@ def _micro_loss(
 
     tokens = padded([r.tokens for r in part], VOCAB - 1).long()
     current = CURRENT.streams(tokens, padded([r.temperature for r in part], 1.0))
-    wanted = frozenset().union(*(a.token_needs for a in addons))
+    wanted = frozenset().union(*(a.token_needs for a in methods.hooks))
     view = TokenView(
         logp=current["logp"],
         old_logp=padded([r.streams["old_logp"] for r in part], garbage),
@@ -265,7 +289,9 @@ def _micro_loss(
         ref_logp=padded([r.streams["ref_logp"] for r in part], garbage),
         streams={name: current[name] for name in wanted},
     )
-    loss, _ = token_losses(view, OBJECTIVE, REFERENCE_KL)
     marks = {name: padded(said.marks[at], 0.0) for name, said in knobs.items() if said.marks is not None}
-    loss = compose(view, loss, addons, knobs={name: said.scalars for name, said in knobs.items()}, marks=marks)
+    scalars = {name: said.scalars for name, said in knobs.items()}
+    own = replace(view, knobs=scalars.get("objective", {}), mark=marks.get("objective"))
+    loss, _ = token_losses(own, methods.surrogate, methods.correction, REFERENCE_KL)
+    loss = compose(view, loss, methods.addons, knobs=scalars, marks=marks)
     return scaled_sum(loss, weight=view.weight, scale=torch.from_numpy(scale[at]).double())

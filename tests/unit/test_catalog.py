@@ -1,4 +1,4 @@
-"""Names to files: the project before the shipped, files and modules by path, and add-ons with their options."""
+"""Names to files: the project before the shipped, files and modules by path."""
 
 from __future__ import annotations
 
@@ -10,20 +10,6 @@ import pytest
 
 from rlvr import catalog
 from rlvr.errors import ConfigError
-from rlvr.recipe import AddOnSpec, Recipe
-
-ADDON = """
-from rlvr.explore.base import AddOn, AddOnConfig
-
-class Config(AddOnConfig):
-    size: int = 1
-
-class Mine(AddOn):
-    kind = "mine"
-    Config = Config
-
-NotOne = 3
-"""
 
 
 def put(path: Path, text: str) -> Path:
@@ -114,56 +100,3 @@ def test_a_missing_object_is_named(tmp_path: Path) -> None:
     put(tmp_path / "lib.py", "def verify(): ...\n")
     with pytest.raises(ConfigError, match=r"lib.py: has no 'verfy', did you mean 'verify'\?"):
         catalog.load(catalog.find("rewards", "lib.py:verfy", project=tmp_path))
-
-
-def test_shipped_addons_are_found_by_kind(tmp_path: Path) -> None:
-    assert {"clip_cov", "entropy_bonus", "length_reward", "temperature_schedule"} <= set(catalog.addon_kinds())
-    for kind in catalog.addon_kinds():
-        assert catalog.addon_class(kind, project=tmp_path).kind == kind
-
-
-def test_addons_get_unique_names_and_their_options(tmp_path: Path) -> None:
-    put(tmp_path / "my.py", ADDON)
-    kinds = ["clip_cov", "my.py:Mine", "clip_cov", "my.py:Mine", "my.py:Mine"]
-    specs = [AddOnSpec.model_validate({"kind": k}) for k in kinds]
-    specs[2] = AddOnSpec.model_validate({"kind": "clip_cov", "ratio": 0.5})
-    built = catalog.build_addons(specs, seed=7, project=tmp_path)
-    assert [a.name for a in built] == ["clip_cov", "mine", "clip_cov#2", "mine#2", "mine#3"]
-    assert built[2].config.ratio == 0.5 and {a.seed for a in built} == {7}
-
-
-def test_every_wrong_addon_is_told_at_once(tmp_path: Path) -> None:
-    put(tmp_path / "my.py", ADDON)
-    raw = [
-        {"kind": "clip_kov"},
-        {"kind": "clip_cov", "ration": 1},
-        {"kind": "my.py:Mine", "size": "big"},
-        {"kind": "my.py:NotOne"},
-        {"kind": "base"},
-        {"kind": "clip_cov", "low": 3, "high": 2},
-    ]
-    with pytest.raises(ConfigError) as caught:
-        catalog.build_addons([AddOnSpec.model_validate(r) for r in raw], seed=0, project=tmp_path)
-    found = caught.value.problems
-    assert found[0].startswith("explore.0.kind: unknown add-on 'clip_kov', did you mean 'clip_cov'? known in ")
-    assert found[1] == "explore.1.ration: unknown key, did you mean 'ratio'?"
-    assert found[2] == "explore.2.size: got 'big', expected a whole number"
-    assert found[3] == f"explore.3.kind: {tmp_path / 'my.py'}: 'NotOne' is not a subclass of rlvr.explore.base.AddOn"
-    assert found[4].startswith("explore.4.kind: unknown add-on 'base'")
-    assert found[5].startswith("explore.5: the window of covariances is (low, high)")
-    assert len(found) == 6
-
-
-def test_plugins_of_a_recipe(tmp_path: Path) -> None:
-    recipe = Recipe.model_validate(
-        {
-            "model": {"path": "a/b"},
-            "data": {"train": [{"name": "gsm8k"}], "eval": [{"name": "jsonl"}]},
-            "verifier": {"name": "exact"},
-            "explore": [{"kind": "clip_cov"}],
-        }
-    )
-    found = catalog.plugins(recipe, project=tmp_path)
-    assert {k: f.path.name for k, f in found.items()} == {
-        "data.train.0": "gsm8k.py", "data.eval.0": "jsonl.py", "verifier": "exact.py", "explore.0": "clip_cov.py",
-    }  # fmt: skip

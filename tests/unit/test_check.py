@@ -36,8 +36,8 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     (
         {"group": 1, "keep": "informative"},
         [
-            "error group: got 1: `advantage: grpo` compares the responses of a group, needs >= 2",
             "error keep: got 'informative' with group: 1: one response is never both right and wrong; use keep: all",
+            "error advantage: 'grpo' compares the responses of a group: it needs group >= 2, got 1",
         ],
     ),
     (
@@ -48,7 +48,7 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
         {"steps": 2, "minibatches": 2, "optimizer": {"warmup": 5}},
         ["warning optimizer.warmup: 5 updates, but the whole run has 4"],
     ),
-    ({"objective": {"constant": 5}}, ["warning objective.constant: has no effect with reduction: token"]),
+    ({"objective": {"constant": 5}}, ["warning objective.constant: has no effect without reduction: constant"]),
     (
         {"objective": {"reduction": "constant", "constant": 512}},
         ["warning objective.constant: L = 512, not sampling.max_tokens = 1024: the gradient is 2 times as large"],
@@ -155,7 +155,7 @@ def test_each_problem(tmp_path: Path, changes: dict[str, Any], expected: list[st
 def test_all_at_once(tmp_path: Path) -> None:
     merged = {k: v for changes, _ in CASES for k, v in changes.items() if k not in ("model", "data")}
     levels = [line.split()[1] for line in told(tmp_path, **merged)]
-    assert {"group:", "keep:", "run:", "evaluate.every:", "deepspeed.optimizer:", "vllm.dtype:"} <= set(levels)
+    assert {"advantage:", "keep:", "run:", "evaluate.every:", "deepspeed.optimizer:", "vllm.dtype:"} <= set(levels)
 
 
 def test_what_only_the_cpu_forbids(tmp_path: Path) -> None:

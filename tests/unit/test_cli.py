@@ -115,8 +115,8 @@ def test_check_prints_all_problems_of_all_recipes(project: Path) -> None:
     lines = result.output.splitlines()
     assert lines[:2] == ["a.yaml: 1 problem", "  a.yaml:3: stepz: unknown key, did you mean 'steps'?"]
     assert lines[2] == "b.yaml: 2 errors, 2 GPUs (1 trainer rank, 1 sampler)"
-    assert lines[3].startswith("  b.yaml:4: error: group: got 1: ")
-    assert lines[4].startswith("  command line: error: evaluate.k: got k = 4, with evaluate.n: 1")
+    assert lines[3].startswith("  command line: error: evaluate.k: got k = 4, with evaluate.n: 1")
+    assert "b.yaml: error: advantage: 'grpo' compares the responses of a group" in lines[4]
     assert lines[5] == "c.yaml: 1 problem" and lines[6].startswith("  c.yaml: no such file")
 
 

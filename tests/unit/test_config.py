@@ -122,6 +122,22 @@ def test_another_verifier_leaves_the_options_of_the_first(tmp_path: Path) -> Non
     assert (other.name, other.options) == ("exact", {})
 
 
+def test_another_kind_leaves_the_options_of_the_old_one(tmp_path: Path) -> None:
+    old = "objective: {low: 0.1, reduction: constant, correction: {kind: tis, cap: 3}}\nadvantage: {eps: 1e-3}\n"
+    write(tmp_path, MINIMAL + old, "base.yaml")
+    path = write(tmp_path, "extends: base.yaml\nobjective: {high: 0.3}\nadvantage: dr_grpo\n")
+    same = config.load(path, project=tmp_path).recipe
+    assert same.objective.options == {"low": 0.1, "high": 0.3} and same.objective.reduction == "constant"
+    assert same.objective.correction.options == {"cap": 3}
+    assert (same.advantage.kind, same.advantage.options) == ("dr_grpo", {})
+    words = ["objective=other.py:Mine", "objective.correction=none", "advantage.kind=grpo"]
+    other = config.load(path, overrides=words, project=tmp_path).recipe
+    assert (other.objective.kind, other.objective.options) == ("other.py:Mine", {})
+    assert other.objective.reduction is None and other.objective.correction.options == {}
+    kept = config.load(path, overrides=words[:1], project=tmp_path).recipe.objective.correction
+    assert (kept.kind, kept.options) == ("tis", {"cap": 3})
+
+
 def test_every_problem_at_once_with_its_place(tmp_path: Path) -> None:
     write(tmp_path, "optimizer:\n  lr: fast\n", "base.yaml")
     text = """\
@@ -136,7 +152,8 @@ def test_every_problem_at_once_with_its_place(tmp_path: Path) -> None:
     """
     assert problems(write(tmp_path, text), "kl.coef=-1", "optimizer.betas=[0.9]") == [
         "r.yaml:5: group: got 0, expected a number > 0",
-        "r.yaml:6: objective.reduction: got 'tokn', expected 'token', 'sequence' or 'constant', did you mean 'token'?",
+        "r.yaml:6: objective.reduction: got 'tokn', expected 'token', 'sequence', 'constant' or 'sum', "
+        "did you mean 'token'?",
         "command line: kl.coef: got -1, expected a number >= 0",
         "base.yaml:2: optimizer.lr: got 'fast', expected a number",
         "command line: optimizer.betas.1: missing, and it has no default",

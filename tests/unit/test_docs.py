@@ -14,8 +14,9 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from rlvr.catalog import addon_class, find
+from rlvr.catalog import find
 from rlvr.cli.main import VERBS
+from rlvr.methods import EXPLORE, method_class
 from rlvr.plugins import load_plugin
 from rlvr.recipe import Recipe
 from rlvr.types import Group, Task
@@ -129,7 +130,7 @@ def test_the_readme_verifier_works(tmp_path: Path) -> None:
 
 def test_the_readme_method_works(tmp_path: Path) -> None:
     (tmp_path / "my_method.py").write_text(blocks("python")[1])
-    cls = addon_class("my_method.py:SoftNegatives", project=tmp_path)
+    cls = method_class(EXPLORE, "my_method.py:SoftNegatives", project=tmp_path)
     addon = cls(cls.Config(factor=0.3))
     advantages = tuple(np.array([0.0, a, a], dtype=np.float32) for a in (1.0, -1.0))
     group = Group(task=Task(id="t", prompt="p", answer="a"), draw=0, trajectories=(), advantages=advantages)

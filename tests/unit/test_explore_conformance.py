@@ -9,11 +9,14 @@ import sys
 from collections.abc import Iterator
 from itertools import permutations
 from math import nan
+from pathlib import Path
 
 import pytest
 import torch
 
-from tests.unit.conformance import GROUP, TASKS, Outcome, learn, shipped, stack
+from rlvr.methods import EXPLORE, method_class
+from rlvr.recipe import Reduction
+from tests.unit.conformance import GROUP, TASKS, Outcome, learn, stack
 
 # kind -> (options that do nothing, options that do something on the toy)
 EXAMPLES: dict[str, tuple[dict, dict]] = {
@@ -22,7 +25,7 @@ EXAMPLES: dict[str, tuple[dict, dict]] = {
     "length_reward": ({"coef": 0.0}, {"coef": 0.3}),
     "temperature_schedule": ({"start": 1.0, "end": 1.0}, {"start": 1.5, "end": 1.0, "steps": 10}),
 }
-KINDS = sorted(shipped())
+KINDS = EXPLORE.kinds
 WORKING = [(kind, EXAMPLES[kind][1]) for kind in KINDS if kind in EXAMPLES]
 STACKS = {kind: [(kind, options)] for kind, options in WORKING} | {"all": WORKING, "all, reversed": WORKING[::-1]}
 
@@ -38,7 +41,7 @@ def test_every_kind_has_an_example() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_names_and_documentation(kind: str) -> None:
-    cls = shipped()[kind]
+    cls = method_class(EXPLORE, kind, project=Path())
     module = sys.modules[cls.__module__]
     assert cls.__module__ == f"rlvr.explore.{kind}", "the file's name is the kind"
     assert cls.Config is module.Config
@@ -75,7 +78,7 @@ CASES = [(name, "token") for name in STACKS] + [("all", "sequence"), ("all", "co
 
 
 @pytest.mark.parametrize(("name", "reduction"), CASES)
-def test_split_order_and_padding_do_not_matter(name: str, reduction: str) -> None:
+def test_split_order_and_padding_do_not_matter(name: str, reduction: Reduction) -> None:
     specs = STACKS[name]
     whole = learn(stack(*specs), reduction=reduction)
     shuffled = torch.randperm(GROUP * TASKS, generator=torch.Generator().manual_seed(5)).tolist()
@@ -111,7 +114,7 @@ def test_state_and_pickle_round_trip(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_misspelt_and_infinite_options_are_refused(kind: str) -> None:
-    config = shipped()[kind].Config
+    config = method_class(EXPLORE, kind, project=Path()).Config
     with pytest.raises(ValueError):
         config(misspelt=1)
     for name, info in config.model_fields.items():

@@ -14,7 +14,8 @@ from rlvr.engine.deepspeed_loss import Losses, MicroBatch, Totals, filler, make_
 from rlvr.engine.forward import TokenStreams, forward, pad, pad_values
 from rlvr.engine.scratch import make_model
 from rlvr.errors import EngineError
-from rlvr.recipe import KL, Objective, Scratch
+from rlvr.methods import build_objective
+from rlvr.recipe import KL, Correction, Objective, Scratch
 from rlvr.types import Plan, Row
 from tests.engines.biggest import Biggest
 
@@ -188,8 +189,9 @@ def test_view_of_unknown_log_probs() -> None:
     assert view.behaviour_logp[0, 2:].tolist() == [-3.0, -2.5] and list(view.streams) == ["seen"]
 
 
-def losses() -> Losses:
-    return Losses(Objective(), KL(), (), frozenset())
+def losses(correction: str = "tis") -> Losses:
+    objective = Objective(correction=Correction(kind=correction))
+    return Losses(*build_objective(objective, seed=0, project=Path()), KL(), (), frozenset())
 
 
 def plan(first: bool = True) -> Plan:
@@ -203,7 +205,7 @@ def test_loss_by_hand() -> None:
     second = row(3, advantages=np.full(3, -1.0, np.float32), sft_weight=np.array([0, 0, 3], np.float32))
     scale, sft = np.array([0.5, 0.25], np.float32), np.array([9.0, 0.1], np.float32)
     out = {"logp": logp, "entropy": torch.full((2, 4), 0.5)}
-    no_correction = Losses(Objective.model_validate({"correction": {"kind": "none"}}), KL(), (), frozenset())
+    no_correction = losses(correction="none")
     value, totals = no_correction(out, MicroBatch([first, second], scale, sft), plan())
     assert totals["loss"] == pytest.approx(0.5 * (-2 - 2) + 0.25 * 1)
     assert totals["sft_loss"] == pytest.approx(0.1 * 3 * 4)

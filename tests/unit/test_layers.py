@@ -18,7 +18,9 @@ HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers")
 BASE = ("rlvr", "rlvr.types", "rlvr.errors", "rlvr.recipe", "rlvr.words", "rlvr.seeds", "rlvr.config", "rlvr.catalog")
 PLUGINS = (*BASE, "rlvr.plugins")
 SEAM = (*BASE, "rlvr.engine.protocols", "rlvr.explore.base", "rlvr.objectives.*")
-FLOW = (*SEAM, "rlvr.rollout.*", "rlvr.buffer", "rlvr.batching", "rlvr.credit", "rlvr.update")
+BASES = ("rlvr.advantages.base", "rlvr.surrogates.base", "rlvr.corrections.base")
+METHOD = (*BASE, "rlvr.explore.base", "rlvr.objectives.*")  # siblings never import each other
+FLOW = (*SEAM, "rlvr.surrogates.base", "rlvr.rollout.*", "rlvr.buffer", "rlvr.batching", "rlvr.credit", "rlvr.update")
 
 # The first row that matches a module says what it may import of ours. The last rows are the top layer.
 MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -30,14 +32,20 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("rlvr.seeds", ()),
     ("rlvr.objectives.*", ("rlvr.objectives.*", "rlvr.recipe")),
     ("rlvr.engine.protocols", ("rlvr.types",)),
-    ("rlvr.explore.base", ("rlvr.types", "rlvr.objectives.*")),
-    ("rlvr.config", (*BASE, "rlvr.explore.base")),
-    ("rlvr.catalog", (*BASE, "rlvr.explore.base")),
+    ("rlvr.explore.base", ("rlvr.types", "rlvr.recipe", "rlvr.objectives.*")),
+    ("rlvr.advantages.base", METHOD),
+    ("rlvr.surrogates.base", METHOD),
+    ("rlvr.corrections.base", METHOD),
+    ("rlvr.advantages.*", (*METHOD, "rlvr.advantages.base")),
+    ("rlvr.surrogates.*", (*METHOD, "rlvr.surrogates.base")),
+    ("rlvr.corrections.*", (*METHOD, "rlvr.corrections.base")),
+    ("rlvr.methods", (*BASE, "rlvr.explore.base", *BASES)),
+    ("rlvr.config", BASE),
+    ("rlvr.catalog", BASE),
     ("rlvr.explore.*", (*BASE, "rlvr.explore.base", "rlvr.explore.hashing", "rlvr.objectives.*", "rlvr.rollout.*")),
     ("rlvr.plugins", BASE),
-    ("rlvr.plugins", BASE),
     ("rlvr.verify*", (*PLUGINS, "rlvr.plugins", "rlvr.engine.protocols", "rlvr.verify*")),
-    ("rlvr.engine.*", (*BASE, "rlvr.explore.base", "rlvr.objectives.*", "rlvr.engine.*")),
+    ("rlvr.engine.*", (*BASE, "rlvr.methods", "rlvr.explore.base", "rlvr.objectives.*", "rlvr.engine.*")),
     ("rlvr.rollout.*", FLOW),
     ("rlvr.buffer", FLOW),
     ("rlvr.batching", FLOW),

@@ -19,6 +19,7 @@ from rlvr.explore.base import Knobs as AddOnKnobs
 from rlvr.loop import train
 from rlvr.parts import Loop
 from rlvr.recipe import Recipe
+from rlvr.surrogates.clip import Clip
 from rlvr.types import Group, Metrics, Plan, Streams, Task, TokenBatch
 from tests.unit.rows import make_group
 
@@ -121,6 +122,7 @@ def make_loop(r: Recipe, *, seed: int = 0, addons: Sequence[AddOn] = ()) -> tupl
         buffer=buffer,
         context=ToyContext(),  # type: ignore[arg-type]
         observer=recorder,
+        surrogate=Clip(Clip.Config()),
         addons=addons,
     )
     return loop, policy, recorder

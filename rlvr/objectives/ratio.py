@@ -1,4 +1,4 @@
-"""Policy surrogates: per-token losses [B,T] to be minimised."""
+"""Ratios of policies and what clips them: tensors [B,T], shared by surrogates and corrections."""
 
 from __future__ import annotations
 
@@ -15,25 +15,31 @@ def log_ratio(logp: Tensor, old_logp: Tensor) -> Tensor:
     return (logp - old_logp).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
+def row_sum(values: Tensor, mask: Tensor) -> Tensor:
+    """The sum over each row's trained tokens, [B,T] -> [B,1]."""
+    return torch.where(mask != 0, values, torch.zeros_like(values)).sum(dim=1, keepdim=True)
+
+
+def row_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean over each row's trained tokens, [B,T] -> [B,1]; 0 in a row without any."""
+    return row_sum(values, mask) / (mask != 0).sum(dim=1, keepdim=True).clamp(min=1)
+
+
 class Clipped(NamedTuple):
     """A clipped surrogate and what its metrics need; all [B,T], all but `loss` detached."""
 
     loss: Tensor
-    ratio: Tensor
     low: Tensor  # 1 where the lower bound took the gradient away (A < 0)
     high: Tensor  # 1 where the upper bound took the gradient away (A > 0)
     dual: Tensor  # 1 where the dual bound took the gradient away (A < 0)
 
 
-def clip_loss(
-    logp: Tensor, old_logp: Tensor, advantages: Tensor, *, low: float, high: float, dual: float | None = None
-) -> Clipped:
-    """PPO clip with separate bounds, and the dual clip (1912.09729); r = exp(logp - old_logp).
+def clip_loss(ratio: Tensor, advantages: Tensor, *, low: float, high: float, dual: float | None = None) -> Clipped:
+    """PPO clip with separate bounds, and the dual clip (1912.09729).
 
     l = max(-A r, -A clip(r, 1 - low, 1 + high)); with `dual` = c, where A < 0: l = min(l, -A c).
     `low` = `high` is PPO, `high` > `low` is DAPO's clip-higher (2503.14476).
     """
-    ratio = log_ratio(logp, old_logp).exp()
     plain, bounded = -advantages * ratio, -advantages * ratio.clamp(1.0 - low, 1.0 + high)
     loss = torch.maximum(plain, bounded)
     negative = advantages < 0
@@ -44,4 +50,4 @@ def clip_loss(
         loss = torch.where(at_dual, ceiling, loss)
     r = ratio.detach()
     marks = (negative & (r < 1.0 - low), (advantages > 0) & (r > 1.0 + high), at_dual)
-    return Clipped(loss, r, *(mark.to(r.dtype) for mark in marks))
+    return Clipped(loss, *(mark.to(r.dtype) for mark in marks))

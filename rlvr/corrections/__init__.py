@@ -1,0 +1,1 @@
+"""See the package layout in docs/architecture.md."""
