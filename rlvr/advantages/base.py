@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rlvr.explore.base import AddOn
-from rlvr.types import F32, Group
+from rlvr.types import F32, Group, Metrics
 
 if TYPE_CHECKING:
     from rlvr.recipe import Recipe
@@ -37,6 +37,13 @@ class Estimator(AddOn):
     def advantage(self, groups: Sequence[Group]) -> Sequence[Group]:
         """Per-token `advantages` of every row."""
         return [spread(group, self.scalars(group)) for group in groups]
+
+    def observe(self, groups: Sequence[Group], metrics: Metrics) -> Metrics:
+        """`active`: rows with an advantage that is not 0; `abs_mean`: its size, over their trained tokens."""
+        pairs = [(a, t.weight) for g in groups for a, t in zip(g.advantages or (), g.trajectories, strict=True)]
+        moved = [a[weight != 0] for a, weight in pairs if a.any()]
+        size = {"abs_mean": float(np.abs(np.concatenate(moved)).mean())} if moved else {}
+        return {"active": float(len(moved))} | size
 
     def problems(self, recipe: Recipe) -> Sequence[str]:
         """A group that is too small, unless an add-on may let it grow."""

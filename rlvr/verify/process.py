@@ -25,11 +25,10 @@ END_SECONDS = 10.0
 
 
 class Gone(Exception):
-    """The child exited. `status` is its exit status, negative for a signal; `replaced`: a fresh copy waits for jobs."""
+    """The child exited. `status` is its exit status, negative for a signal."""
 
-    def __init__(self, status: int, *, replaced: bool = False) -> None:
+    def __init__(self, status: int) -> None:
         self.status = status
-        self.replaced = replaced
         super().__init__(f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}")
 
 
@@ -97,10 +96,7 @@ class Child:
                 if not chunk:
                     raise Gone(self._process.wait(END_SECONDS))
                 self._buffer += chunk
-        reply = json.loads(frame)
-        if "gone" in reply:  # killed from outside it may have left half a request in the pipe
-            raise Gone(reply["gone"], replaced=reply["gone"] != -signal.SIGKILL)
-        return reply
+        return json.loads(frame)
 
     def _frame(self) -> bytes | None:
         if len(self._buffer) < 4:

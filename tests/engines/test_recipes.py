@@ -43,6 +43,8 @@ def tiny(path: Path, *, project: Path) -> Recipe:
         words.append("overlong.buffer=4")
     if own.objective.constant is not None:
         words.append("objective.constant=8")
+    if own.advantage.kind == "pass_at_k":  # k must be below `group`
+        words.append("advantage.k=2")
     for i, spec in enumerate(own.explore):
         if spec.kind == "clip_cov":  # so few tokens: choose more of them, from any covariance
             words += [f"explore.{i}.ratio=0.1", f"explore.{i}.low=-9", f"explore.{i}.high=9"]
@@ -84,8 +86,9 @@ async def test_every_recipe_runs_two_steps(tmp_path: Path, monkeypatch: pytest.M
             assert all(line["train/skipped_updates"] == 0 for line in lines), name
             for addon in build_addons(recipe.explore, seed=0, project=project):
                 assert sum(line[f"{addon.name}/active"] for line in lines) > 0, (name, addon.name)
+            assert sum(line["advantage/active"] for line in lines) > 0, name
             losses[name] = lines[-1]["train/loss"]
     plain = losses["recipes/quickstart.yaml"]
     for name, loss in losses.items():
-        if name.startswith("recipes/explore/"):
+        if name.startswith(("recipes/explore/", "recipes/advantages/")):
             assert loss != plain, f"{name} changes nothing"

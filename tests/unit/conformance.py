@@ -78,11 +78,12 @@ class Toy(torch.nn.Module):
         self.table = torch.nn.Parameter(torch.randn(VOCAB, VOCAB, generator=generator, dtype=torch.float64))
 
     def streams(self, tokens: Tensor, temperature: Tensor) -> dict[str, Tensor]:
-        """`logp` and `entropy` of [B,T] (or [L]) tokens; 0 at the first."""
+        """`logp`, `entropy` and `sum_sq` of [B,T] (or [L]) tokens; 0 at the first."""
         logp = (self.table[tokens[..., :-1]] / temperature[..., 1:, None]).log_softmax(-1)
         picked = logp.gather(-1, tokens[..., 1:, None]).squeeze(-1)
         pad = torch.nn.functional.pad
-        return {"logp": pad(picked, (1, 0)), "entropy": pad(entropy(logp), (1, 0))}
+        values = {"logp": picked, "entropy": entropy(logp), "sum_sq": logp.exp().square().sum(-1)}
+        return {name: pad(value, (1, 0)) for name, value in values.items()}
 
     def measure(self, t: Trajectory | Row) -> dict[str, F32]:
         """Streams of one row without gradient, 0 where it is not trained on."""

@@ -1,0 +1,58 @@
+"""Statistics over the rows of a whole step, and what an estimator does to single rows, beside `base`.
+
+Statistics are float64, leave error rows out, and give the same bits in whatever order rows come: sums over rows are
+`math.fsum`, which rounds once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from rlvr.advantages.base import F64, spread
+from rlvr.types import Group, Trajectory
+
+
+def pooled(rows: Sequence[F64]) -> tuple[float, float]:
+    """Mean and population standard deviation of all numbers in ragged `rows` together; (0, 0) where there are none.
+
+    Two passes, so nothing cancels; a standard deviation of equal numbers is exactly 0.
+    """
+    filled = [row for row in rows if len(row)]
+    if not filled:
+        return 0.0, 0.0
+    low, high = min(float(row.min()) for row in filled), max(float(row.max()) for row in filled)
+    if low == high:
+        return low, 0.0
+    count = sum(len(row) for row in filled)
+    mean = math.fsum(float(row.sum()) for row in filled) / count
+    return mean, math.sqrt(math.fsum(float(np.square(row - mean).sum()) for row in filled) / count)
+
+
+def trained(t: Trajectory) -> int:
+    """Tokens of a row with a weight in the policy loss."""
+    return int(np.count_nonzero(t.weight))
+
+
+def scatter(group: Group, tokens: Sequence[F64]) -> Group:
+    """The group with numbers for each trained token, ragged; 0 elsewhere. What stands for rows in error is ignored."""
+    out = [np.zeros(len(t.weight), dtype=np.float32) for t in group.trajectories]  # rows in error stay so
+    for full, values, t, valid in zip(out, tokens, group.trajectories, group.valid, strict=True):
+        if valid:
+            full[t.weight != 0] = values
+    return group.with_(advantages=tuple(out))
+
+
+def masked(group: Group) -> Group:
+    """The group without a say: weight 0 on every token, so that its rows leave the normalisers as well."""
+    blank = tuple(replace(t, weight=np.zeros_like(t.weight)) for t in group.trajectories)
+    return spread(group.with_(trajectories=blank), np.zeros(len(group)))
+
+
+def step_scores_differ(groups: Sequence[Group]) -> bool:
+    """`base.scores_differ` over all rows of the step, for estimators that divide by a number of the step."""
+    raw = [float(s) for group in groups for s in group.scores[group.valid]]
+    return len(set(raw)) > 1
