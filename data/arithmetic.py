@@ -5,6 +5,11 @@ The answer is what follows the last `=` (verifier `exact`). A demonstration gets
 `noise` and goes on from the wrong value, so that a model trained on them is right now and then and has
 something to learn. Levels are lengths of chains: `numbers: [2, 3]` is the quickstart's, `[3, 4, 4, 5]` a sparse one.
 
+For guidance by others: `noise: [0.0, 0.2, 0.6]` are three teachers, from one that never errs to a poor one; each gives
+`demos` demonstrations, in the order of the list, and `meta["teachers"]` has the error rate behind each demonstration.
+With `hints: true` a task has the beginnings of the right solution, shortest first (`4*2=`, `4*2=8,`, `4*2=8,3+8=`),
+never its last number.
+
 No prompt is in both splits: its hash decides where it belongs, whatever the options. Licence: none needed.
 """
 
@@ -12,8 +17,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
 
@@ -27,6 +32,7 @@ NEAR = 20  # a wrong step is off by 1 to 20
 TRIES = 200  # draws without a new prompt after which a level counts as used up
 PRODUCT = re.compile(r"(\d+)(\*)(\d+)")
 SUM = re.compile(r"(-?\d+)([+-])(\d+)")
+Rate = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Config(BaseModel, extra="forbid"):
@@ -35,8 +41,9 @@ class Config(BaseModel, extra="forbid"):
     operators: tuple[Literal["+", "-", "*"], ...] = Field(("+", "-", "*"), min_length=1)
     size: PositiveInt | None = None  # tasks; null: 4500 for training, 256 held out
     seed: NonNegativeInt = 0
-    noise: float = Field(0.4, ge=0.0, le=1.0)  # wrong steps in demonstrations
-    demos: NonNegativeInt = 4  # per task
+    noise: Rate | tuple[Rate, ...] = 0.4  # wrong steps in demonstrations; a list: one teacher for each rate
+    demos: NonNegativeInt = 4  # of each teacher, per task
+    hints: bool = False  # with beginnings of the right solution
 
 
 def load(config: Config, *, split: str, path: str | None) -> Iterable[Task]:
@@ -63,10 +70,23 @@ def load(config: Config, *, split: str, path: str | None) -> Iterable[Task]:
 
 
 def _task(chain: str, *, config: Config, rng: random.Random) -> Task:
-    _, answer = worked(chain, noise=0.0, rng=rng)
-    demos = tuple(",".join(worked(chain, noise=config.noise, rng=rng)[0]) for _ in range(config.demos))
-    numbers = len(re.findall(r"\d+", chain))
-    return Task(id=chain, prompt=f"{chain}=?", answer=str(answer), demos=demos, meta={"numbers": numbers})
+    steps, answer = worked(chain, noise=0.0, rng=rng)
+    rates = config.noise if isinstance(config.noise, tuple) else (config.noise,)
+    teachers = tuple(rate for rate in rates for _ in range(config.demos))
+    return Task(
+        id=chain,
+        prompt=f"{chain}=?",
+        answer=str(answer),
+        demos=tuple(",".join(worked(chain, noise=rate, rng=rng)[0]) for rate in teachers),
+        hints=beginnings(steps) if config.hints else (),
+        meta={"numbers": len(re.findall(r"\d+", chain)), "teachers": teachers},
+    )
+
+
+def beginnings(steps: Sequence[str]) -> tuple[str, ...]:
+    """The right solution cut behind every `=` and every `,`, shortest first."""
+    text = ",".join(steps)
+    return tuple(text[: i + 1] for i, character in enumerate(text) if character in "=,")
 
 
 def held_out(chain: str) -> bool:

@@ -46,6 +46,7 @@ UNIT = re.compile(rf"^(?P<body>.*[\d)}}])\s*{WRAPPER}\{{(?P<unit>[^{{}}]*[a-zA-Z
 PLAIN_UNIT = re.compile(rf"^(?P<body>[-+]?[\d,.]*\d(?:/\d+)?)\s+(?!pi\b)(?P<unit>[a-zA-Z][a-zA-Z ./]+){POWER}$")
 ASSIGNED = re.compile(r"^(?P<name>\\?[a-zA-Z]+(?:_\{?\\?\w+\s*\}?)?)\s*=\s*(?P<body>[^=,<>]+)$")
 THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+LONGEST = 4000  # characters of an answer: Python converts no integer of more than 4300 digits
 DECIMAL = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)", re.ASCII)
 SCIENTIFIC = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+))(?:\\times|\\cdot|\*)10\^\{?([-+]?\d{1,4})\}?", re.ASCII)
 FRACTION = re.compile(r"([-+]?)(\d*)\\frac(?:\{(-?\d+)\}\{(\d+)\}|(\d)(\d))", re.ASCII)
@@ -82,7 +83,7 @@ def verify(response: str, answer: str, task: Mapping[str, Any]) -> dict[str, Any
     """Score 1 or 0 with the canonical answer: one key for all that is right, never that key for what is wrong."""
     found, boxes = final_answer(response)
     detail = f"{boxes} boxes, the last one counts" if boxes > 1 else ""
-    given = read(found) if found is not None else None
+    given = read(found) if found is not None and len(found) <= LONGEST else None
     if given is None:
         return {"score": 0.0, "parsed": False, "detail": detail}
     gold = read(answer)
@@ -217,10 +218,14 @@ def differs(gold: Answer, given: Answer, *, problem: str) -> str:
 
 
 def _close(gold: Answer, given: Answer) -> bool:
-    """Exact, but a decimal for a fraction may be rounded at the sixth place, as in math-verify."""
+    """Exact, but a decimal for a fraction may be rounded at the sixth place, as in math-verify.
+
+    Of a number so small that six places keep little of it, three digits must agree: 2.5e-10 is not 1.2e-8.
+    """
     if gold.integer or not (gold.decimal or given.decimal):
         return gold.value == given.value
-    return round(gold.value or 0, 6) == round(given.value or 0, 6)
+    a, b = gold.value or Fraction(0), given.value or Fraction(0)
+    return round(a, 6) == round(b, 6) and abs(a - b) <= abs(a) / 1000
 
 
 def _copied(gold: Answer, given: Answer, problem: str) -> bool:

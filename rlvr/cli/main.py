@@ -19,6 +19,7 @@ VERBS = {
     "train": "Train a model; the same command again resumes the run.",
     "sft": "Supervised fine-tuning: base models, baselines, warm starts.",
     "eval": "Unbiased pass@k with intervals, of a recipe or a model.",
+    "data": "Prove a dataset: golds score 1, wrong answers 0, garbage never raises.",
     "check": "Validate recipes without starting an engine.",
     "show": "Print a resolved recipe and where each value came from.",
     "doctor": "Is this machine able to run it, and what to do if not.",
