@@ -255,3 +255,7 @@ def answer_key(answer: Answer) -> str:
 
 def _text_of(prompt: str | tuple[Mapping[str, str], ...]) -> str:
     return prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)
+
+
+compare(formula("x^2+2x+1"), formula("(x+1)^2"), timeout_seconds=None)  # what sympy and the parser load late, once
+compare(formula(r"(1,\frac{4}{2})"), formula(r"(1,2\sqrt{2})"), timeout_seconds=None)

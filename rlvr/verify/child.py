@@ -4,29 +4,37 @@ One job at a time: a pickled request comes in, one JSON reply per item goes out 
 framed on private pipes, so that what a verifier prints can never be read as a verdict. The kernel's
 profiling timer (CPU time of this process, whatever else the machine does) ends a verdict that takes too
 long: nothing in Python, and no C code that holds the interpreter, can delay it.
+
+The process that loads the verifiers answers nothing itself. It forks a copy that does, and forks the next one when
+that copy is lost over a verdict: a millisecond instead of the second that loading takes. Where a verifier has
+started threads, which no fork survives, it answers itself, and the pool starts a new process when it is lost.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import inspect
 import json
 import math
+import mmap
 import numbers
 import os
 import pickle
 import resource
+import select
 import signal
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any, BinaryIO
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+GROWTH = 256 << 20  # bytes that a copy may grow by before a fresh one takes its place
 DETAIL = 500  # characters of a message or an answer that are kept
 VERDICT_KEYS = frozenset({"score", "correct", "answer_key", "parsed", "detail"})
 Reply = dict[str, Any]
@@ -43,6 +51,7 @@ def main(argv: list[str]) -> None:
     setup = _receive(requests)
     if setup is None:
         return
+    os.nice(setup["nice"])
     for kind, limit in ((resource.RLIMIT_AS, setup["memory"]), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(kind, (limit, limit))
     try:
@@ -50,22 +59,64 @@ def main(argv: list[str]) -> None:
     except BaseException as error:  # whatever it is, the trainer must hear why there is no verifier
         _send(replies, {"failed": f"{type(error).__name__}: {error}"})
         return
-    _send(replies, {"ready": True})
-    while (job := _receive(requests)) is not None:
+    _send(replies, {"ready": True, "versions": {name: run.version for name, run in verifiers.items()}})
+    if len(os.listdir("/proc/self/task")) == 1:
+        _serve_by_copies(requests, replies, verifiers)
+    else:
+        _serve(requests, replies, verifiers, room=math.inf)
+
+
+def _serve_by_copies(requests: BinaryIO, replies: BinaryIO, verifiers: Mapping[str, Runner]) -> None:
+    """Keep one copy of this process answering; say how each was lost."""
+    gc.freeze()
+    ended = mmap.mmap(-1, 1)  # shared: 1 once a copy has nothing more to answer
+    while not ended[0]:
+        if (pid := os.fork()) == 0:
+            _become_subreaper()
+            _serve(requests, replies, verifiers, room=_resident() + GROWTH)
+            ended[0] = 1
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        _end_leftovers()
+        if ended[0] and not _hung_up(requests):
+            ended[0] = 0  # it had grown too large
+        elif not ended[0]:
+            _send(replies, {"gone": os.waitstatus_to_exitcode(status)})
+
+
+def _serve(requests: BinaryIO, replies: BinaryIO, verifiers: Mapping[str, Runner], *, room: float) -> None:
+    """Answer jobs until the pipe closes, or this process has come to hold more than `room` bytes."""
+    while _resident() <= room and (job := _receive(requests)) is not None:
         run = verifiers[job["verifier"]]
         for item in job["items"]:
             call = partial(run.score, item, job["task"]) if job["task"] else partial(run.check, item)
             _send(replies, _limited(call, cpu_seconds=job["cpu_seconds"]))
 
 
+def _hung_up(pipe: BinaryIO) -> bool:
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
+
+
+def _resident() -> int:
+    """Bytes of this process in memory."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
 def _tie_to_parent(parent: int) -> None:
     """Die with the trainer; adopt whatever a verifier leaves behind, so that it can be ended."""
     prctl = ctypes.CDLL(None).prctl
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _become_subreaper()
     os.register_at_fork(after_in_child=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
     if os.getppid() != parent:  # it died before the tie was made
         os._exit(1)
+
+
+def _become_subreaper() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _receive(pipe: BinaryIO) -> Any:
@@ -97,7 +148,7 @@ def _limited(call: Callable[[], Reply], *, cpu_seconds: float) -> Reply:
     used = _cpu_seconds() - used
     if used > cpu_seconds:  # its own children's CPU seconds count too
         reply = _error("timeout", f"used {used:.1f} CPU seconds, the limit is {cpu_seconds:g}")
-    return reply | {"elapsed": time.perf_counter() - started}
+    return reply | {"elapsed": time.perf_counter() - started, "cpu": used}
 
 
 def _cpu_seconds() -> float:
@@ -142,7 +193,7 @@ class Runner:
         plugin = load_plugin(found, options, function="verify")
         self._verify = plugin.function
         self._config = plugin.config
-        self._version = str(vars(plugin.module).get("VERSION", ""))[:DETAIL]
+        self.version = str(vars(plugin.module).get("VERSION", ""))[:DETAIL]
         taken = inspect.signature(plugin.function).parameters.values()
         every = any(p.kind is p.VAR_KEYWORD for p in taken)
         self._extra = {name for name in ("task", "config") if every or name in (p.name for p in taken)}
@@ -165,7 +216,7 @@ class Runner:
         if problem is not None:
             return _error("gold_unparsed", problem)
         extra = {k: v for k, v in (("task", task), ("config", self._config)) if k in self._extra}
-        return reply_of(self._verify(response, task["answer"], **extra)) | {"version": self._version}
+        return reply_of(self._verify(response, task["answer"], **extra)) | {"version": self.version}
 
 
 def reply_of(value: object) -> Reply:

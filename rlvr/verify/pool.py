@@ -3,6 +3,10 @@
 A thread per child feeds it one job (the responses to one task) at a time and watches the deadlines, so that
 the event loop never blocks. CPU seconds decide a verdict; the far larger wall limit only catches what
 sleeps, and such a response is tried once more in a fresh child before it is given up.
+
+A response that uses far more CPU seconds (PATIENCE) than its verifier's latest verdicts is put aside and scored again,
+under the whole limit, by as many children of lower priority: what hangs holds up nothing else. Which way a verdict
+went changes its time and nothing else.
 """
 
 from __future__ import annotations
@@ -27,6 +31,10 @@ from rlvr.types import Task, Verdict
 from rlvr.verify.process import Child, Gone, Late
 
 START_SECONDS = 120.0
+PATIENCE = 50.0  # times the mean CPU seconds of the latest verdicts: the limit of a first attempt,
+QUICK = 0.02  # CPU seconds at least
+LATEST = 20  # verdicts, the time constant of that mean
+SLOW_NICE = 10  # of the children that score what was put aside
 CHECK_BATCH = 256  # gold answers in one job
 Reply = dict[str, Any]
 
@@ -56,6 +64,8 @@ class _Job:
     items: Sequence[str]
     task: Mapping[str, Any] | None  # None: the items are gold answers to check
     future: Future[list[Reply]] = field(default_factory=Future)
+    replies: dict[int, Reply] = field(default_factory=dict)  # by item
+    aside: bool = False  # in the second lane
     tried: set[int] = field(default_factory=set)  # items that have had their second chance
 
 
@@ -81,13 +91,18 @@ class VerifierPool:
             "verifiers": {name: (spec.found, dict(spec.options)) for name, spec in verifiers.items()},
         }
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._aside: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._versions: dict[str, str] = {}
+        self._usual = dict.fromkeys(verifiers, cpu_seconds)  # mean CPU seconds of the latest verdicts
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._children: dict[int, Child] = {}  # by worker
         self._closed = False
         self._threads = [
-            threading.Thread(target=self._serve, args=(i,), name=f"verifier-{i}", daemon=True) for i in range(processes)
+            threading.Thread(target=self._serve, args=(i, lane), name=f"verifier-{i}", daemon=True)
+            for i, lane in enumerate([self._jobs] * processes + [self._aside] * processes)
         ]
+        self._processes = processes
         for thread in self._threads:
             thread.start()
 
@@ -99,7 +114,8 @@ class VerifierPool:
         """
         shared = {"id": task.id, "prompt": task.prompt, "answer": task.answer, "source": task.source}
         job = _Job(self._known(task), tuple(responses), shared | {"meta": dict(task.meta)})
-        verdicts = [_verdict(reply) for reply in await asyncio.wrap_future(self._submit(job))]
+        replies = await asyncio.wrap_future(self._submit(job))
+        verdicts = [_verdict(reply, version=self._versions.get(job.verifier, "")) for reply in replies]
         with self._lock:
             self._counts["scored"] += len(verdicts)
             self._counts.update(f"errors/{v.error}" for v in verdicts if v.error)
@@ -127,11 +143,11 @@ class VerifierPool:
         ]
 
     def stats(self) -> dict[str, float]:
-        """Counts since the start: "scored", "errors", "errors/<kind>", "restarts" of children, "retries"."""
+        """Counts since the start: "scored", "errors", "errors/<kind>", "restarts" of children, "retries", "aside"."""
         with self._lock:
             counts = dict(self._counts)
         errors = sum(n for key, n in counts.items() if key.startswith("errors/"))
-        base = {"scored": 0.0, "errors": float(errors), "restarts": 0.0, "retries": 0.0}
+        base = {"scored": 0.0, "errors": float(errors), "restarts": 0.0, "retries": 0.0, "aside": 0.0}
         return base | {key: float(n) for key, n in sorted(counts.items())}
 
     def close(self) -> None:
@@ -142,8 +158,9 @@ class VerifierPool:
             self._closed = True
             for child in self._children.values():
                 child.kill()
-        for _ in self._threads:
+        for _ in range(self._processes):
             self._jobs.put(None)
+            self._aside.put(None)
         for thread in self._threads:
             thread.join(2 * START_SECONDS)
 
@@ -166,47 +183,75 @@ class VerifierPool:
         with self._lock:
             if self._closed:
                 raise VerifierError("the verifiers are closed")
-            self._jobs.put(job)
+            (self._aside if job.aside else self._jobs).put(job)
         return job.future
 
-    def _serve(self, worker: int) -> None:
+    def _serve(self, worker: int, lane: queue.SimpleQueue[_Job | None]) -> None:
         """One worker thread: jobs until `close`. It starts its child, which therefore ends no sooner than it."""
-        while (job := self._jobs.get()) is not None:
-            if not job.future.set_running_or_notify_cancel():
+        while (job := lane.get()) is not None:
+            if not job.aside and not job.future.set_running_or_notify_cancel():
                 continue
             try:
-                replies: list[Reply] = []
-                while len(replies) < len(job.items):
-                    replies += self._attempt(worker, job, start=len(replies))
-                job.future.set_result(replies)
+                todo = [i for i in range(len(job.items)) if i not in job.replies]
+                while todo:
+                    todo = self._attempt(worker, job, todo)
+                if len(job.replies) == len(job.items):
+                    job.future.set_result([job.replies[i] for i in range(len(job.items))])
+                else:
+                    job.aside = True
+                    self._submit(job)
             except BaseException as error:  # not swallowed: it is raised where the job is awaited
                 job.future.set_exception(error)
         self._drop(worker)
 
-    def _attempt(self, worker: int, job: _Job, *, start: int) -> list[Reply]:
-        """Replies from item `start` on, until all are there or the child is lost over one of them."""
+    def _attempt(self, worker: int, job: _Job, todo: Sequence[int]) -> list[int]:
+        """Fill in replies to the items of `todo`, until all are there or the child is lost over one; what is left."""
         child = self._child(worker)
-        replies: list[Reply] = []
-        items = job.items[start:]
-        request = {"verifier": job.verifier, "task": job.task, "items": items, "cpu_seconds": self._cpu_seconds}
+        items = [job.items[i] for i in todo]
+        limit = self._limit(job)
+        request = {"verifier": job.verifier, "task": job.task, "items": items, "cpu_seconds": limit}
+        done, started = 0, time.monotonic()
         try:
-            child.send(request, deadline=time.monotonic() + self._wall_seconds)
-            for _ in items:
-                replies.append(child.receive(deadline=time.monotonic() + self._wall_seconds))
+            child.send(request, deadline=started + self._wall_seconds)
+            for i in todo:
+                started = time.monotonic()
+                self._take(job, i, child.receive(deadline=started + self._wall_seconds), limit=limit)
+                done += 1
         except (Gone, Late) as loss:
-            self._drop(worker)
+            if isinstance(loss, Late) or not loss.replaced:
+                self._drop(worker)
+                with self._lock:
+                    self._counts["restarts"] += 1
             if self._closed:
                 raise VerifierError("the verifiers were closed while a response was scored") from None
-            if reply := self._blame(job, start + len(replies), loss):
-                replies.append(reply)
-        return replies
+            if (reply := self._blame(job, todo[done], loss, limit=limit)) is None:
+                return list(todo[done:])
+            self._take(job, todo[done], reply | {"elapsed": time.monotonic() - started}, limit=limit)
+            done += 1
+        return list(todo[done:])
 
-    def _blame(self, job: _Job, item: int, loss: Gone | Late) -> Reply | None:
+    def _limit(self, job: _Job) -> float:
+        """CPU seconds of a verdict at this attempt."""
+        if job.task is None or job.aside:
+            return self._cpu_seconds
+        return min(self._cpu_seconds, max(QUICK, PATIENCE * self._usual[job.verifier]))
+
+    def _take(self, job: _Job, item: int, reply: Reply, *, limit: float) -> None:
+        """Keep a reply, or leave its item for the second lane when the limit of a first attempt was too short."""
+        late = reply.get("error") == "timeout"
+        cpu = reply.pop("cpu", None)
+        if job.task is not None and cpu is not None and not late:
+            self._usual[job.verifier] += (cpu - self._usual[job.verifier]) / LATEST
+        if late and limit < self._cpu_seconds:
+            with self._lock:
+                self._counts["aside"] += 1
+        else:
+            job.replies[item] = reply
+
+    def _blame(self, job: _Job, item: int, loss: Gone | Late, *, limit: float) -> Reply | None:
         """The verdict on the response over which the child was lost; None: try it once more."""
-        with self._lock:
-            self._counts["restarts"] += 1
         if isinstance(loss, Gone) and loss.status in (-signal.SIGPROF, -signal.SIGXCPU):
-            return {"error": "timeout", "detail": f"more than {self._cpu_seconds:g} CPU seconds"}
+            return {"error": "timeout", "detail": f"more than {limit:g} CPU seconds"}
         if isinstance(loss, Gone) and loss.status != -signal.SIGKILL:
             return {"error": "crash", "detail": f"the verifier's process was lost: {loss}"}
         if item not in job.tried:  # asleep, or killed from outside: perhaps not the response's doing
@@ -228,7 +273,7 @@ class VerifierPool:
         try:
             deadline = time.monotonic() + START_SECONDS
             child.send([p for p in sys.path if p], deadline=deadline)
-            child.send(self._setup, deadline=deadline)
+            child.send(self._setup | {"nice": SLOW_NICE * (worker >= self._processes)}, deadline=deadline)
             reply = child.receive(deadline=deadline)
         except (Gone, Late) as loss:
             self._drop(worker)
@@ -237,6 +282,7 @@ class VerifierPool:
         if "failed" in reply:
             self._drop(worker)
             raise VerifierError(f"a verifier cannot be loaded ({self._files()}): {reply['failed']}")
+        self._versions = reply["versions"]
         return child
 
     def _drop(self, worker: int) -> None:
@@ -254,14 +300,7 @@ def _unusable(task: Task, verifier: str, why: str) -> str:
     return f"{where}: verifier {verifier!r} cannot use the answer {task.answer[:80]!r}: {why}"
 
 
-def _verdict(reply: Reply) -> Verdict:
+def _verdict(reply: Reply, *, version: str) -> Verdict:
     if "error" in reply:
-        return Verdict(
-            score=0.0,
-            correct=False,
-            parsed=False,
-            error=reply["error"],
-            detail=reply["detail"],
-            elapsed=reply.get("elapsed", 0.0),
-        )
-    return Verdict(**reply)
+        reply = {"score": 0.0, "correct": False, "parsed": False} | reply
+    return Verdict(**({"version": version} | reply))

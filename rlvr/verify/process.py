@@ -25,10 +25,11 @@ END_SECONDS = 10.0
 
 
 class Gone(Exception):
-    """The child exited. `status` is its exit status, negative for a signal."""
+    """The child exited. `status` is its exit status, negative for a signal; `replaced`: a fresh copy waits for jobs."""
 
-    def __init__(self, status: int) -> None:
+    def __init__(self, status: int, *, replaced: bool = False) -> None:
         self.status = status
+        self.replaced = replaced
         super().__init__(f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}")
 
 
@@ -96,7 +97,10 @@ class Child:
                 if not chunk:
                     raise Gone(self._process.wait(END_SECONDS))
                 self._buffer += chunk
-        return json.loads(frame)
+        reply = json.loads(frame)
+        if "gone" in reply:  # killed from outside it may have left half a request in the pipe
+            raise Gone(reply["gone"], replaced=reply["gone"] != -signal.SIGKILL)
+        return reply
 
     def _frame(self) -> bytes | None:
         if len(self._buffer) < 4:

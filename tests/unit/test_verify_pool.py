@@ -94,6 +94,70 @@ async def test_cpu_seconds_decide_a_timeout(pool: VerifierPool, response: str) -
     assert "CPU seconds" in verdicts[1].detail
 
 
+async def test_what_a_loop_costs_is_a_copy_and_not_a_start(pool: VerifierPool) -> None:
+    await pool.score(task(), ["echo 1"] * 200)  # it is known to be quick
+    before, loaded = pool.stats(), {child_pid(pool, i) for i in pool._children}
+    verdicts = await pool.score(task(), ["spin", "_exit", "echo 3"])
+    after = pool.stats()
+    assert [v.error for v in verdicts] == ["timeout", "crash", None]
+    assert after["restarts"] == before["restarts"] and after["aside"] == before["aside"] + 1
+    assert loaded <= {child_pid(pool, i) for i in pool._children}
+
+
+async def test_errors_carry_version_and_time(pool: VerifierPool) -> None:
+    verdicts = await pool.score(task(), ["spin", "_exit", "raise x", "return None"])
+    assert [v.error for v in verdicts] == ["timeout", "crash", "crash", "bad_verdict"]
+    assert {v.version for v in verdicts} == {"nasty-7"}
+    assert all(v.elapsed > 0 for v in verdicts) and verdicts[0].elapsed > 0.2
+
+
+async def test_a_slow_verdict_is_put_aside_and_comes_out_the_same(project: Path) -> None:
+    with VerifierPool(write_verifier(project), processes=1, cpu_seconds=2) as pool:
+        await pool.score(task(), ["echo 1"] * 200)
+        slow = asyncio.create_task(pool.score(task(), ["echo 1", "burn 0.4", "echo 3"]))
+        while not pool.stats()["aside"]:
+            await asyncio.sleep(0.01)
+        assert (await one(pool, "echo 2")).score == 2 and not slow.done()  # nobody waits for it
+        assert [(v.score, v.error) for v in await slow] == [(1, None), (1, None), (3, None)]
+        await pool.score(task(), ["burn 0.1"] * 12)
+        before = pool.stats()["aside"]
+        await pool.score(task(), ["burn 0.2"] * 4)
+        assert pool.stats()["aside"] == before  # it is known to take its time by now
+
+
+async def test_a_copy_that_has_grown_makes_room_for_a_fresh_one(project: Path) -> None:
+    with VerifierPool(write_verifier(project), processes=1) as pool:
+        before = (await one(pool, "pid")).detail
+        assert (await one(pool, "pid")).detail == before
+        assert (await one(pool, "grow")).correct
+        assert (await one(pool, "pid")).detail != before
+        assert pool.stats()["restarts"] == 0
+
+
+async def test_a_killed_copy_is_tried_again(project: Path, tmp_path: Path) -> None:
+    with VerifierPool(write_verifier(project), processes=1, wall_seconds=60) as pool:
+        pid = int((await one(pool, "pid")).detail)
+        assert pid != child_pid(pool)
+        scoring = asyncio.create_task(one(pool, f"sleep_once {tmp_path / 'seen'}"))
+        while not (tmp_path / "seen").exists():
+            await asyncio.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+        assert (await scoring).correct and pool.stats()["retries"] == 1
+
+
+async def test_a_verifier_with_threads_is_not_copied(tmp_path: Path) -> None:
+    text = (
+        "import os, threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+        "def verify(response, answer):\n"
+        "    return os._exit(3) if response == 'exit' else {'score': 1, 'detail': str(os.getpid())}\n"
+    )
+    write_verifier(tmp_path, text, name="threads")
+    with VerifierPool(specs("threads", project=tmp_path), processes=1) as pool:
+        assert int((await one(pool, "x")).detail) == child_pid(pool)
+        assert (await one(pool, "exit")).error == "crash"
+        assert (await one(pool, "x")).correct and pool.stats()["restarts"] == 1
+
+
 async def test_sleep_costs_no_cpu_and_is_no_timeout(pool: VerifierPool) -> None:
     verdict = await one(pool, "sleep 0.7")  # longer than the CPU limit
     assert verdict.correct and verdict.error is None and verdict.elapsed > 0.6
@@ -116,7 +180,9 @@ async def test_everything_it_forked_is_gone(hasty: VerifierPool, tmp_path: Path)
     while not (tmp_path / "forked").exists():
         await asyncio.sleep(0.01)
     family = list(hasty._children[0]._family())
-    assert len(family) == 3 and all(map(alive, family))  # the child, its fork, a daemon with an empty environment
+    assert len(family) == 4 and all(
+        map(alive, family)
+    )  # the child, its copy, its fork, a daemon with an empty environment
     assert (await scoring).error == "infrastructure"
     assert not any(map(alive, family))
 

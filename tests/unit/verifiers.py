@@ -12,6 +12,7 @@ NASTY = """
 import os, signal, subprocess, sys, time, math, ctypes
 
 VERSION = "nasty-7"
+kept = []
 
 
 class Odd(BaseException):
@@ -62,6 +63,16 @@ def verify(response, answer, task, config):
         ctypes.string_at(0)
     if word == "memory":
         return len(bytearray(8 << 30))
+    if word == "grow":
+        kept.append(b"x" * (300 << 20))
+        return True
+    if word == "burn":  # CPU seconds, then a verdict
+        started = time.process_time()
+        while time.process_time() < started + float(rest):
+            pass
+        return True
+    if word == "pid":
+        return {"score": 1, "detail": str(os.getpid())}
     if word == "print":
         print("\\x05\\x00\\x00\\x00hello" * 1000, flush=True)
         os.write(1, b"{}" * 100000)
