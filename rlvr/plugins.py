@@ -38,6 +38,12 @@ def load_plugin(found: Found, options: Mapping[str, Any], *, function: str) -> L
     return Loaded(found, module, value, _config(found, module, options))
 
 
+def machine_problem(plugin: Loaded) -> str | None:
+    """Why this machine cannot run a plug-in, where its file has a `check_machine(config)` that says so."""
+    check = vars(plugin.module).get("check_machine")
+    return None if check is None else check(plugin.config)
+
+
 def _config(found: Found, module: ModuleType, options: Mapping[str, Any]) -> BaseModel | None:
     kind = vars(module).get("Config")
     if kind is None:

@@ -67,6 +67,7 @@ def findings(*, quick: bool) -> Iterator[Finding]:
     yield ninja(os.environ.get("PATH", ""))
     yield memory(memory_limit())
     yield shared_memory(Path("/dev/shm"))
+    yield sandbox()
     yield gpus(installed)
     if not quick and any(installed[name] for name in VLLM):
         yield vllm_import()
@@ -174,6 +175,17 @@ def shared_memory(place: Path) -> Finding:
     if free >= 2 * GIB:
         return Finding("ok", str(place), shown)
     return Finding("warn", str(place), shown, "in a container: docker run --shm-size=8g")
+
+
+def sandbox() -> Finding:
+    """What keeps programs that a model wrote away from this machine."""
+    from rlvr.verify.sandbox import ADVICE, best_level
+
+    level, reasons = best_level()
+    tried = "; ".join(f"{name}: {why}" for name, why in reasons.items())
+    if level is None:
+        return Finding("warn", "sandbox", f"none works, so `verifier: code` is refused ({tried})", ADVICE)
+    return Finding("ok", "sandbox", level + (f" ({tried})" if tried else ""))
 
 
 def gpus(installed: Mapping[str, str | None]) -> Finding:

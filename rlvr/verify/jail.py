@@ -270,8 +270,8 @@ def run(level: str) -> None:
     module = ModuleType("__main__")
     sys.modules["__main__"] = module
     sys.argv = ["program.py"]
-    sys.stdin, sys.stdout = open(0, encoding="utf-8", closefd=False), open(1, "w", encoding="utf-8", closefd=False)
-    sys.__stdin__, sys.__stdout__ = sys.stdin, sys.stdout
+    sys.stdin = sys.__stdin__ = os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     exec(compile(job["source"], "program.py", "exec"), vars(module))
 
 

@@ -147,6 +147,7 @@ def landlock(readable: Iterable[str]) -> None:
     for path in readable:
         file = os.open(path, os.O_PATH | os.O_CLOEXEC)
         rights = 1 << 2 | (1 << 3 if os.path.isdir(path) else 0)  # read a file, read a directory
+        rights |= 1 << 1 if path == os.devnull else 0  # write
         syscall(445, "landlock_add_rule", ruleset, 1, struct.pack("<Qi", rights, file), 0)
         os.close(file)
     syscall(446, "landlock_restrict_self", ruleset, 0)

@@ -14,6 +14,7 @@ import importlib
 import itertools
 import json
 import math
+import os
 import socket
 import struct
 import sys
@@ -266,8 +267,8 @@ def answer(job: dict[str, Any], *, link: int) -> None:
 
 def test(job: dict[str, Any], *, link: int) -> None:
     """The tests' side: one line of JSON for each test on stdout, which the tests themselves do not get."""
-    out = open(1, "w", encoding="utf-8", closefd=False)
-    sys.stdout = open("/dev/null", "w", encoding="utf-8")
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     peer = Peer(socket.socket(fileno=link), calls_only=True)
     program = StandIn(peer, 0)
     for index in range(job["first"], len(job["tests"])):
@@ -281,7 +282,8 @@ def test(job: dict[str, Any], *, link: int) -> None:
             line = {"passed": False, "detail": f"{type(error).__name__}: {error}"[:300]}
             if isinstance(error, Unsupported):
                 line["unsupported"] = True
-        print(json.dumps(line), file=out, flush=True)  # noqa: T201
+        out.write(json.dumps(line) + "\n")
+        out.flush()
         if over:
             return
 

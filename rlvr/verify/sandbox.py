@@ -7,9 +7,9 @@ Levels, strongest first:
 - `landlock`: where a container forbids namespaces. Python's files can be read and nothing can be written; no socket, no
   signal to others, no capability, the same filter. Names and sizes of other files can be seen, contents cannot.
 
-In both a program is one process for good (threads yes, `fork` and `exec` no), with limits on memory, CPU, time, files and
-output. `none` keeps the limits alone; it is for those who say `unsafe`. A level counts as working when a program that tries to
-get out of it has failed to.
+In both a program is one process for good (threads yes, `fork` and `exec` no), with limits on memory, CPU, time, files
+and output. `none` keeps the limits alone; it is for those who say `unsafe`. A level counts as working when a program
+that tries to get out of it has failed to.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ MEMORY = 512 << 20  # bytes of address space of one program
 OUTPUT = 1 << 20  # bytes that are read of what a program writes; more ends it
 ROOT = str(Path(__file__).resolve().parents[2])
 ADVICE = (
-    "allow unprivileged user namespaces (sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns=0; "
-    "docker run --security-opt seccomp=unconfined), or use a kernel with Landlock (5.13 or later), or, if every program "
-    "may do what you may do on this machine, write `unsafe: true` beside the verifier's name"
+    "allow unprivileged user namespaces (sysctl user.max_user_namespaces above 0, "
+    "kernel.apparmor_restrict_unprivileged_userns=0; docker run --security-opt seccomp=unconfined), or use a kernel "
+    "with Landlock (5.13 or later), or, if every program may do what you may do on this machine, write `unsafe: true` "
+    "beside the verifier's name"
 )
 
 
@@ -252,11 +253,11 @@ def _memory_file(content: bytes) -> int:
 
 
 def judged(sandbox: Sandbox, job: dict[str, Any], *, cpu: float, wall: float) -> Iterator[dict[str, Any]]:
-    """Run `job["tests"]` against `job["source"]`, each in a locked-in process of its own; one result per test, in order.
+    """Run `job["tests"]` against `job["source"]`, each in a process of its own; a result per test, in order.
 
     `{"passed": bool, "detail": str}`, "unsupported" where the test asks for what cannot cross (`rlvr.verify.remote`).
-    A program that ends, or takes more than `cpu` CPU seconds or `wall` seconds over one test, fails that test and is started anew
-    for the next.
+    A program that ends, or takes more than `wall` seconds over one test, fails that test and is started anew for the
+    next. `cpu` (seconds) is what all tests together may use for each of them.
     """
     first = 0
     while first < len(job["tests"]):
