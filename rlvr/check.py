@@ -15,7 +15,7 @@ from rlvr.config import DEFAULT, Resolved, source_of
 from rlvr.engine.vllm_args import CPU_OWNED, OWNED
 from rlvr.errors import ConfigError
 from rlvr.explore.base import AddOn
-from rlvr.plugins import load_plugin
+from rlvr.plugins import load_plugin, machine_problem
 from rlvr.recipe import Data, Model, Prompt, Recipe, Resources, Scratch, SftRecipe, Source, Verifier
 from rlvr.words import shorten
 
@@ -175,7 +175,9 @@ def _plugin(
 ) -> Iterator[Problem]:
     """Does the name exist, can the file be executed, and does it take these options?"""
     try:
-        load_plugin(catalog.find(folder, plugin.name, project=project), plugin.options, function=function)
+        loaded = load_plugin(catalog.find(folder, plugin.name, project=project), plugin.options, function=function)
+        if problem := machine_problem(loaded):
+            yield warning(key, f"will be refused on this machine: {problem}")
     except ConfigError as wrong:
         for text in wrong.problems:  # "NAME.option: what is wrong" where it is about an option
             option, colon, rest = text.removeprefix(f"{plugin.name}.").partition(": ")

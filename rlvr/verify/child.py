@@ -190,9 +190,11 @@ class Runner:
     """One loaded verifier: calls its functions and turns what they return into replies."""
 
     def __init__(self, found: Any, options: dict[str, Any]) -> None:
-        from rlvr.plugins import load_plugin
+        from rlvr.plugins import load_plugin, machine_problem
 
         plugin = load_plugin(found, options, function="verify")
+        if problem := machine_problem(plugin):
+            raise RuntimeError(problem)
         self._verify = plugin.function
         self._config = plugin.config
         self.version = str(vars(plugin.module).get("VERSION", ""))[:DETAIL]
