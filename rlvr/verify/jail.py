@@ -171,12 +171,14 @@ def _become_nobody() -> bool:
     """Root becomes nobody where nobody can reach Python. Else it stays root without any power, and without threads."""
     if os.geteuid() != 0:
         return True
-    stdlib = Path(_readable()[0])
-    if not all(place.stat().st_mode & 1 for path in _readable() for place in Path(path).parents) or not stdlib.exists():
+    if not all(place.stat().st_mode & 1 for path in _readable() for place in Path(path).parents):
         return False
-    os.setgroups([])
-    os.setresgid(NOBODY, NOBODY, NOBODY)
-    os.setresuid(NOBODY, NOBODY, NOBODY)
+    try:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+    except OSError:
+        return False  # a user namespace around us knows no nobody
     return True
 
 

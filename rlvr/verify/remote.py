@@ -277,7 +277,7 @@ def test(job: dict[str, Any], *, link: int) -> None:
             _one(job, job["tests"][index], program)
             line: dict[str, Any] = {"passed": True}
         except Lost as error:
-            line, over = {"passed": False, "detail": str(error)}, True
+            line, over = {"passed": False, "detail": str(error), "lost": True}, True
         except BaseException as error:  # SystemExit too: a test that does not come to its end has failed
             line = {"passed": False, "detail": f"{type(error).__name__}: {error}"[:300]}
             if isinstance(error, Unsupported):

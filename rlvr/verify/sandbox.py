@@ -289,7 +289,7 @@ def _judged_from(
                 yield {"passed": False, "detail": tests.result().reason if ended else "time limit"}
                 return
             result = json.loads(line)
-            if not result["passed"] and "has ended" in result.get("detail", ""):
+            if result.get("lost"):
                 if program.poll(deadline=time.monotonic() + 1.0):
                     result["detail"] = f"the program ended: {program.result().reason or 'exit status 0'}"
                 yield result
