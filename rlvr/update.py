@@ -102,6 +102,7 @@ async def make_update(
         step=step,
         seed=stable_seed(recipe.seed, "update", update),
         clip=surrogate.bounds,
+        scale=scale,
     )
     scalars: dict[str, Mapping[str, float]] = {}
     marks: dict[str, Sequence[F32]] = {}

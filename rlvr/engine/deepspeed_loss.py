@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlvr.engine.forward import is_sequence, pad_values
 from rlvr.errors import EngineError
-from rlvr.objectives.loss import LossTerm, PolicyLoss, Weights, compose, means, sums, token_losses
+from rlvr.objectives.loss import LossTerm, PolicyLoss, Weights, compose, means, shaped, sums, token_losses
 from rlvr.objectives.view import TokenView
 from rlvr.recipe import KL
 from rlvr.types import F32, Metrics, Plan, Row
@@ -113,16 +113,17 @@ class Losses:
     kl: KL
     addons: Sequence[LossTerm]
     extras: frozenset[str]  # streams of the rows that add-ons look at
-    token_needs: frozenset[str] = frozenset()  # streams of the forward that they look at
+    token_streams: frozenset[str] = frozenset()  # streams of the forward that they look at
 
     def __call__(self, out: Mapping[str, Tensor], batch: MicroBatch, plan: Plan) -> tuple[Tensor, dict[str, float]]:
         """The scalar loss of a micro-batch (a summand of the update's) and its totals; see `Totals`."""
         device = out["logp"].device
         if not plan.first and any("old_logp" not in r.streams and r.weight.any() for r in batch.rows):
             raise EngineError(f"update {plan.update} is not the first of its step and its rows have no old log-probs")
-        asked = {name: values for name, values in out.items() if name in self.token_needs | {"logp"}}
+        asked = {name: values for name, values in out.items() if name in self.token_streams | {"logp"}}
         view = make_view(asked, batch.rows, extras=self.extras)
         marks = {name: pad_values(values, device=device) for name, values in batch.marks.items()}
+        view = shaped(view, self.addons, knobs=plan.knobs, marks=marks)
         name = self.surrogate.name
         own = replace(view, knobs=plan.knobs.get(name, {}), mark=marks.get(name))
         loss, metrics = token_losses(own, self.surrogate, self.correction, self.kl)

@@ -42,8 +42,10 @@ class RankPolicy:
         surrogate, correction = build_objective(spec.objective, seed=spec.seed, project=project)
         addons = build_addons(spec.addons, seed=spec.seed, project=project)
         self._token_needs = frozenset[str]().union(*(a.token_needs for a in (surrogate, *addons)))
+        self._token_reads = frozenset[str]({"entropy"}).union(*(a.token_reads for a in (surrogate, *addons)))
         extras = frozenset[str]().union(*(a.needs | a.measures for a in (surrogate, *addons)))
-        self._losses = Losses(surrogate, correction, spec.kl, addons, extras, self._token_needs)
+        looked_at = frozenset[str]().union(*(a.token_needs | a.token_reads for a in (surrogate, *addons)))
+        self._losses = Losses(surrogate, correction, spec.kl, addons, extras, looked_at)
         self._guard = state.FiniteStep(self.engine, spec.optimizer.max_norm) if spec.zero_stage == 0 else None
         self._before: list[torch.Tensor] | None = None  # the weights that `perturb` changed
         self.chunk = max(64, LOGIT_BYTES // (4 * self._model.lm.config.vocab_size))  # tokens projected at once
@@ -100,7 +102,7 @@ class RankPolicy:
         totals = Totals()
         for index in micro:
             batch = pick(rows, index, scale=scale, sft_scale=sft_scale, marks=plan.marks)
-            out = self._forward(self.engine, batch.rows, needs=grad | {"entropy"}, grad=grad)
+            out = self._forward(self.engine, batch.rows, needs=grad | self._token_reads, grad=grad)
             loss, values = self._losses(out, batch, plan)
             totals.add(values)
             self.engine.backward(loss * self.spec.world_size)  # DeepSpeed averages over ranks

@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from rlvr.types import F32, Completion, Group, Metrics, Request, Row, Sampling, Streams, Task, Verdict
+from rlvr.types import F32, Bool, Completion, Group, Metrics, Request, Row, Sampling, Streams, Task, Verdict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +66,12 @@ class Update:
     step: int
     seed: int  # derives from (run seed, update); hash it with Row.key and the token index
     clip: tuple[float, float]  # the objective's (low, high); infinite where it does not clip the token's ratio
+    scale: F32 = field(default_factory=lambda: np.zeros(0, np.float32))  # [B] of `TokenBatch`: the reduction
+
+    def trained(self, name: str, *, old: bool = False) -> list[Bool]:
+        """[L] per row: trained tokens whose measured stream `name` is finite (with `old` that of `AddOn.needs`)."""
+        streams = [row.streams for row in self.rows] if old else self.stats
+        return [(row.weight != 0) & np.isfinite(s[name]) for row, s in zip(self.rows, streams, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -80,14 +87,17 @@ class AddOn:
     """Base class. Subclasses set `kind` and `Config` and override hooks.
 
     `needs` are streams measured before credit (old weights), `measures` before each update (current weights),
-    `token_needs` in the loss forward, with gradient. Names of streams: "old_logp", "ref_logp", "logp", "entropy".
+    `token_needs` in the loss forward, with gradient, `token_reads` the same without. A stream is named as
+    `rlvr/engine/forward.py` lists them, those of `needs` also "old_logp" and "ref_" before a name: the reference's.
+    A stream with a parameter is named by `rlvr.types.stream`; such names are set in `__init__`, from the config.
     """
 
     kind: ClassVar[str] = ""
     Config: ClassVar[type[AddOnConfig]] = AddOnConfig
-    needs: ClassVar[frozenset[str]] = frozenset()
-    measures: ClassVar[frozenset[str]] = frozenset()
-    token_needs: ClassVar[frozenset[str]] = frozenset()
+    needs: frozenset[str] = frozenset()
+    measures: frozenset[str] = frozenset()
+    token_needs: frozenset[str] = frozenset()
+    token_reads: frozenset[str] = frozenset()
     barrier: ClassVar[bool] = False
     selects: ClassVar[bool] = False  # takes the policy loss away from single tokens, or weighs them
 
@@ -131,6 +141,14 @@ class AddOn:
         """Scalars and selections of one update, made on the controller with global statistics."""
         return None
 
+    def token_advantage(self, view: TokenView) -> Tensor:
+        """Loss time, on the ranks, before the surrogate: the advantages [B,T] that it sees; pure and stateless.
+
+        Each add-on gets what those before it returned, detached. For what `advantage` cannot do: advantages that
+        depend on the current weights, or on a selection (`view.mark`).
+        """
+        return view.advantages
+
     def token_loss(self, view: TokenView, loss: Tensor) -> Tensor:
         """Loss time, on the ranks: pure and stateless; [B,T] in, [B,T] out."""
         return loss
@@ -145,3 +163,19 @@ class AddOn:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
+
+
+def token_mean(values: Sequence[F32], masks: Sequence[Bool]) -> float | None:
+    """Mean over the masked tokens of all rows ([L] each); None where there is no such token."""
+    tokens = sum(int(mask.sum()) for mask in masks)
+    return (
+        sum(float(v[mask].sum(dtype=np.float64)) for v, mask in zip(values, masks, strict=True)) / tokens
+        if tokens
+        else None
+    )
+
+
+def stream_mean(groups: Sequence[Group], name: str) -> float | None:
+    """Mean of a stream of `needs` over the trained tokens of rows with a verdict, where it is finite."""
+    rows = [t for g in groups for t, ok in zip(g.trajectories, g.valid, strict=True) if ok]
+    return token_mean([t.streams[name] for t in rows], [(t.weight != 0) & np.isfinite(t.streams[name]) for t in rows])

@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 
 from rlvr.explore.base import AddOn, AddOnConfig, Knobs, Update
 from rlvr.explore.hashing import random_subset
+from rlvr.objectives.covariance import token_covariances
 from rlvr.seeds import stable_seed
 from rlvr.types import F32, Bool
 
@@ -59,7 +60,7 @@ class ClipCov(AddOn):
         if not self.config.ratio or not update.rows:
             return None
         logps = [stream["logp"] for stream in update.stats]
-        trained = [(row.weight != 0) & np.isfinite(lp) for row, lp in zip(update.rows, logps, strict=True)]
+        trained = update.trained("logp")
         advantages = [row.advantages for row in update.rows]
         cov = token_covariances(advantages, logps, trained)
         candidates = [
@@ -83,17 +84,6 @@ class ClipCov(AddOn):
     def token_loss(self, view: TokenView, loss: Tensor) -> Tensor:
         """See the module."""
         return loss if view.mark is None else loss * (1.0 - view.mark)
-
-
-def token_covariances(advantages: list[F32], logps: list[F32], trained: list[Bool]) -> list[F32]:
-    """c = (A - mean A)(logp - mean logp) [L] per row, with means over all `trained` tokens; 0 elsewhere."""
-    use = np.concatenate(trained)
-    centred = []
-    for values in (advantages, logps):
-        flat = np.where(use, np.concatenate(values), 0.0).astype(np.float64)
-        centred.append(np.where(use, flat - flat.sum() / max(int(use.sum()), 1), 0.0))
-    cov = (centred[0] * centred[1]).astype(np.float32)
-    return np.split(cov, np.cumsum([len(t) for t in trained])[:-1])
 
 
 def clipped(log_ratio: F32, advantages: F32, clip: tuple[float, float]) -> Bool:

@@ -1,4 +1,4 @@
-"""Random picks without a generator: a number per (seed, row, token), whatever the order of rows or ranks."""
+"""Picks of tokens that depend on no order of rows or ranks: chance is a number per (seed, row, token)."""
 
 from __future__ import annotations
 
@@ -34,9 +34,20 @@ def random_subset(candidates: Sequence[Bool], *, keys: Sequence[str], k: int, se
 
     All of them when there are no more than `k`. `keys` name the rows and must be unique.
     """
+    return largest_subset([np.zeros(len(c), np.float32) for c in candidates], candidates, keys=keys, k=k, seed=seed)
+
+
+def largest_subset(
+    values: Sequence[F32], candidates: Sequence[Bool], *, keys: Sequence[str], k: int, seed: int
+) -> list[F32]:
+    """1.0 at the `k` candidates of largest value ([L] per row, over all rows), else 0.0; equal ones by lot.
+
+    All of them when there are no more than `k`. `keys` name the rows and must be unique.
+    """
     flat = np.concatenate([np.zeros(0, dtype=bool), *candidates])
+    value = np.concatenate([np.zeros(0, dtype=np.float32), *values])
     lot = np.concatenate([np.zeros(0), *(uniform(seed, key, len(c)) for key, c in zip(keys, candidates, strict=True))])
     places = np.flatnonzero(flat)
     picked = np.zeros(len(flat), dtype=np.float32)
-    picked[places[np.argsort(lot[places], kind="stable")[:k]]] = 1.0
+    picked[places[np.lexsort((lot[places], -value[places]))[:k]]] = 1.0
     return np.split(picked, np.cumsum([len(c) for c in candidates])[:-1]) if len(candidates) else []

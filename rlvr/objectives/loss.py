@@ -1,6 +1,7 @@
 """The policy loss of one micro-batch, token by token: surrogate, correction, KL, then the add-ons.
 
-    view = guard(view)                                        # optional: both functions below guard themselves
+    view = guard(view)                                        # optional: the functions below guard themselves
+    view = shaped(view, addons, knobs=plan.knobs, marks=marks)
     loss, metrics = token_losses(view, surrogate, correction, kl)
     loss = compose(view, loss, addons, knobs=plan.knobs, marks=marks)
     scaled_sum(loss, weight=view.weight, scale=scale).backward()
@@ -50,6 +51,10 @@ class LossTerm(Protocol):
 
     name: str
 
+    def token_advantage(self, view: TokenView) -> Tensor:
+        """The advantages [B,T] that the surrogate sees."""
+        ...
+
     def token_loss(self, view: TokenView, loss: Tensor) -> Tensor:
         """[B,T] in, [B,T] out."""
         ...
@@ -73,6 +78,26 @@ def token_losses(
     if kl.coef > 0 and kl.where == "loss":
         loss = loss + kl.coef * _kl_in_loss(clean, kl)
     return _only(loss, clean), metrics
+
+
+def shaped(
+    view: TokenView,
+    addons: Sequence[LossTerm],
+    *,
+    knobs: Mapping[str, Mapping[str, float]],
+    marks: Mapping[str, Tensor],
+) -> TokenView:
+    """The view whose advantages went through every add-on's `token_advantage`, in order, detached after each.
+
+    Not guarded, so that what is not finite is still counted by `token_losses`.
+    """
+    if not addons:
+        return view
+    clean = guard(view)
+    for addon in addons:
+        own = replace(clean, knobs=knobs.get(addon.name, {}), mark=marks.get(addon.name))
+        clean = replace(clean, advantages=addon.token_advantage(own).detach())
+    return replace(view, advantages=torch.where(view.advantages.isfinite(), clean.advantages, view.advantages))
 
 
 def compose(

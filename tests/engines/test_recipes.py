@@ -33,6 +33,14 @@ TINY = [
     "resources={device: cpu, trainers: 1, samplers: 1, tensor_parallel: 1, colocate: false, threads: 1}",
     "resources.verifiers=1", "resources.token_budget=512",
 ]  # fmt: skip
+# so few tokens, and a base of high entropy: options with which an add-on finds something to do
+MORE = {
+    "adaptive_entropy": ("target=9",),
+    "clip_cov": ("ratio=0.1", "low=-9", "high=9"),
+    "effective_rank": ("stride=2",),
+    "kl_cov": ("ratio=0.1",),
+    "lp_reg": ("rho=1.0", "kappa=0.3"),
+}
 
 
 def tiny(path: Path, *, project: Path) -> Recipe:
@@ -46,8 +54,7 @@ def tiny(path: Path, *, project: Path) -> Recipe:
     if own.advantage.kind == "pass_at_k":  # k must be below `group`
         words.append("advantage.k=2")
     for i, spec in enumerate(own.explore):
-        if spec.kind == "clip_cov":  # so few tokens: choose more of them, from any covariance
-            words += [f"explore.{i}.ratio=0.1", f"explore.{i}.low=-9", f"explore.{i}.high=9"]
+        words += [f"explore.{i}.{word}" for word in MORE.get(spec.kind, ())]
     return config.load(path, overrides=words, project=project).recipe.model_copy(update={"deepspeed": {}, "vllm": {}})
 
 

@@ -7,7 +7,7 @@ micro-batches as asked. Sampling is a pure function of the draw, so two stacks d
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ from torch import Tensor
 
 from rlvr.batching import collate, row_table
 from rlvr.credit import assign_credit, shape_rewards
+from rlvr.engine.forward import is_sequence
 from rlvr.explore.base import AddOn, Draw, Knobs, Update
 from rlvr.methods import ADVANTAGE, CORRECTION, EXPLORE, OBJECTIVE, Family, Methods, method_class
-from rlvr.objectives.entropy import entropy
-from rlvr.objectives.loss import compose, token_losses
+from rlvr.objectives.effective_rank import rank_dynamics
+from rlvr.objectives.loss import compose, shaped, token_losses
 from rlvr.objectives.reduce import row_scales, scaled_sum
+from rlvr.objectives.streams import parse, reduction
 from rlvr.objectives.view import TokenView
 from rlvr.recipe import KL, Overlong, Reduction
 from rlvr.seeds import stable_seed
@@ -30,6 +32,7 @@ from rlvr.types import F32, Completion, Group, Metrics, Origin, Request, Row, Sa
 
 VOCAB, PROMPT, GROUP, TASKS = 11, 3, 6, 4
 REFERENCE_KL = KL(coef=0.01)
+PLAIN_STREAMS = ("logp", "entropy", "sum_sq")
 
 
 def make(family: Family, kind: str, options: Mapping[str, Any], *, name: str = "") -> Any:
@@ -77,19 +80,23 @@ class Toy(torch.nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.table = torch.nn.Parameter(torch.randn(VOCAB, VOCAB, generator=generator, dtype=torch.float64))
 
-    def streams(self, tokens: Tensor, temperature: Tensor) -> dict[str, Tensor]:
-        """`logp`, `entropy` and `sum_sq` of [B,T] (or [L]) tokens; 0 at the first."""
+    def streams(self, tokens: Tensor, temperature: Tensor, names: Iterable[str] = PLAIN_STREAMS) -> dict[str, Tensor]:
+        """Token streams of [B,T] (or [L]) tokens; 0 at the first."""
         logp = (self.table[tokens[..., :-1]] / temperature[..., 1:, None]).log_softmax(-1)
-        picked = logp.gather(-1, tokens[..., 1:, None]).squeeze(-1)
-        pad = torch.nn.functional.pad
-        values = {"logp": picked, "entropy": entropy(logp), "sum_sq": logp.exp().square().sum(-1)}
-        return {name: pad(value, (1, 0)) for name, value in values.items()}
+        flat, targets = logp.flatten(0, -2), tokens[..., 1:].flatten()
+        values = {name: reduction(name)(flat, targets).unflatten(0, logp.shape[:-1]) for name in names}
+        return {name: torch.nn.functional.pad(value, (1, 0)) for name, value in values.items()}
 
-    def measure(self, t: Trajectory | Row) -> dict[str, F32]:
-        """Streams of one row without gradient, 0 where it is not trained on."""
+    def measure(self, t: Trajectory | Row, names: Iterable[str] = PLAIN_STREAMS) -> dict[str, F32]:
+        """Streams of one row without gradient: 0 where it is not trained on, or [d] of a sequence stream."""
+        tokens, temperature = torch.from_numpy(t.tokens).long(), torch.from_numpy(t.temperature).double()
+        whole = [name for name in names if is_sequence(name)]
         with torch.no_grad():
-            out = self.streams(torch.from_numpy(t.tokens).long(), torch.from_numpy(t.temperature).double())
-        return {name: (value.numpy() * (t.weight != 0)).astype(np.float32) for name, value in out.items()}
+            out = self.streams(tokens, temperature, [name for name in names if name not in whole])
+            states = self.table[tokens[:-1]][torch.from_numpy(t.weight[1:] != 0)]
+            ranks = {name: rank_dynamics(states, stride=int(parse(name)[1] or 1)) for name in whole}
+        made = {name: (value.numpy() * (t.weight != 0)).astype(np.float32) for name, value in out.items()}
+        return made | {name: value.numpy() for name, value in ranks.items()}
 
 
 def near(policy: Toy, *, seed: int, scale: float) -> Toy:
@@ -191,11 +198,18 @@ def explore(addons: Sequence[AddOn], *, step: int = 0) -> list[Group]:
             groups.append(group)
 
     asyncio.run(collect())
-    return [g.with_(trajectories=tuple(map(_streamed, g.trajectories))) for g in groups]
+    names = asked(addons)
+    return [g.with_(trajectories=tuple(_streamed(t, names) for t in g.trajectories)) for g in groups]
 
 
-def _streamed(t: Trajectory) -> Trajectory:
-    old, ref = OLD.measure(t), REFERENCE.measure(t)
+def asked(addons: Sequence[AddOn]) -> set[str]:
+    """Every stream that they want of any model."""
+    names = set(PLAIN_STREAMS).union(*(a.needs | a.measures | a.token_needs | a.token_reads for a in addons))
+    return {name for name in names if name != "old_logp" and not name.startswith("ref_")}
+
+
+def _streamed(t: Trajectory, names: set[str]) -> Trajectory:
+    old, ref = OLD.measure(t, names), REFERENCE.measure(t)
     return replace(t, streams={**old, **t.streams, "old_logp": old["logp"], "ref_logp": ref["logp"]})
 
 
@@ -244,7 +258,8 @@ def learn(
     chosen = reduction or methods.surrogate.reduction
     scale = row_scales([float(r.weight.sum()) for r in rows], reduction=chosen, constant=16)
     bounds = methods.surrogate.bounds
-    update = Update(rows=rows, stats=[CURRENT.measure(r) for r in rows], update=0, step=step, seed=99, clip=bounds)
+    stats = [CURRENT.measure(r, asked(addons)) for r in rows]
+    update = Update(rows=rows, stats=stats, update=0, step=step, seed=99, clip=bounds, scale=scale)
     knobs = {addon.name: said for addon in addons if (said := addon.knobs(update)) is not None}
     CURRENT.table.grad = None
     loss = torch.zeros((), dtype=torch.float64)
@@ -278,8 +293,10 @@ def _micro_loss(
         return torch.from_numpy(np.stack(full))
 
     tokens = padded([r.tokens for r in part], VOCAB - 1).long()
-    current = CURRENT.streams(tokens, padded([r.temperature for r in part], 1.0))
-    wanted = frozenset().union(*(a.token_needs for a in methods.hooks))
+    wanted = {"logp"}.union(*(a.token_needs | a.token_reads for a in methods.hooks))
+    current = CURRENT.streams(tokens, padded([r.temperature for r in part], 1.0), sorted(wanted))
+    extras = set().union(*(a.needs | a.measures for a in methods.hooks)) - wanted
+    given = [name for name in extras if name in part[0].streams and not is_sequence(name)]
     view = TokenView(
         logp=current["logp"],
         old_logp=padded([r.streams["old_logp"] for r in part], garbage),
@@ -288,10 +305,12 @@ def _micro_loss(
         advantages=padded([r.advantages for r in part], garbage),
         weight=padded([r.weight for r in part], 0.0),
         ref_logp=padded([r.streams["ref_logp"] for r in part], garbage),
-        streams={name: current[name] for name in wanted},
+        streams={name: padded([r.streams[name] for r in part], garbage) for name in given}
+        | {name: current[name] for name in wanted - {"logp"}},
     )
     marks = {name: padded(said.marks[at], 0.0) for name, said in knobs.items() if said.marks is not None}
     scalars = {name: said.scalars for name, said in knobs.items()}
+    view = shaped(view, methods.addons, knobs=scalars, marks=marks)
     own = replace(view, knobs=scalars.get("objective", {}), mark=marks.get("objective"))
     loss, _ = token_losses(own, methods.surrogate, methods.correction, REFERENCE_KL)
     loss = compose(view, loss, methods.addons, knobs=scalars, marks=marks)

@@ -14,20 +14,41 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlvr.explore.base import AddOn
 from rlvr.methods import EXPLORE, method_class
 from rlvr.recipe import Reduction
 from tests.unit.conformance import GROUP, TASKS, Outcome, learn, stack
 
 # kind -> (options that do nothing, options that do something on the toy)
 EXAMPLES: dict[str, tuple[dict, dict]] = {
+    "adaptive_entropy": ({"initial": 0.0, "delta": 0.0}, {"initial": 0.05, "target": 10.0}),
+    "aer": ({"alpha": 0.0, "eta": 0.0}, {"alpha": 0.05, "rho": 1.0}),
     "clip_cov": ({"ratio": 0.0}, {"ratio": 0.1, "low": 0.0, "high": 50.0}),
+    "effective_rank": ({"coef": 0.0}, {"coef": 0.3, "stride": 2}),
+    "egsw": ({"alpha": 0.0, "P": 1e30}, {"alpha": 0.5}),
+    "entropy_advantage": ({"alpha": 0.0}, {"alpha": 0.2}),
     "entropy_bonus": ({"coef": 0.0}, {"coef": 0.05}),
+    "forking_tokens": ({"rho": 1.0}, {"rho": 0.5}),
+    "kl_cov": ({"ratio": 0.0}, {"ratio": 0.1}),
     "length_reward": ({"coef": 0.0}, {"coef": 0.3}),
+    "lp_reg": ({"rho": 0.0}, {"rho": 0.5, "kappa": 0.1}),
+    "siren": ({"beta": 0.0}, {"beta": 0.1, "q": 0.5}),
     "temperature_schedule": ({"start": 1.0, "end": 1.0}, {"start": 1.5, "end": 1.0, "steps": 10}),
 }
+# kind -> the state after some steps, where the first step only looks
+STATES: dict[str, dict] = {"effective_rank": {"means": [1.5, -0.5, 0.0]}, "siren": {"anchor": 1.0}}
 KINDS = EXPLORE.kinds
 WORKING = [(kind, EXAMPLES[kind][1]) for kind in KINDS if kind in EXAMPLES]
 STACKS = {kind: [(kind, options)] for kind, options in WORKING} | {"all": WORKING, "all, reversed": WORKING[::-1]}
+
+
+def later(*specs: tuple[str, dict]) -> list[AddOn]:
+    """`stack`, some steps into a run."""
+    built = stack(*specs)
+    for addon in built:
+        if addon.kind in STATES:
+            addon.load_state_dict(STATES[addon.kind])
+    return built
 
 
 def same(a: Outcome, b: Outcome) -> None:
@@ -59,7 +80,7 @@ def test_neutral_options_change_no_bit(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_working_options_are_active_and_change_the_loss(kind: str) -> None:
-    none, working = learn([]), learn(stack((kind, EXAMPLES[kind][1])))
+    none, working = learn([]), learn(later((kind, EXAMPLES[kind][1])))
     assert working.active(kind) > 0
     assert working.loss != pytest.approx(none.loss, rel=1e-6)
     assert not torch.allclose(working.grad, none.grad, rtol=1e-4)
@@ -80,12 +101,12 @@ CASES = [(name, "token") for name in STACKS] + [("all", "sequence"), ("all", "co
 @pytest.mark.parametrize(("name", "reduction"), CASES)
 def test_split_order_and_padding_do_not_matter(name: str, reduction: Reduction) -> None:
     specs = STACKS[name]
-    whole = learn(stack(*specs), reduction=reduction)
+    whole = learn(later(*specs), reduction=reduction)
     shuffled = torch.randperm(GROUP * TASKS, generator=torch.Generator().manual_seed(5)).tolist()
     for changes in ({"micro": 1}, {"micro": 5}, {"order": shuffled}, {"order": shuffled, "micro": 7}):
-        same(learn(stack(*specs), reduction=reduction, **changes), whole)
+        same(learn(later(*specs), reduction=reduction, **changes), whole)
     for garbage in (3.0, nan):
-        same(learn(stack(*specs), reduction=reduction, micro=4, extra=3, garbage=garbage), whole)
+        same(learn(later(*specs), reduction=reduction, micro=4, extra=3, garbage=garbage), whole)
 
 
 def test_the_same_kind_twice_keeps_apart() -> None:
@@ -96,7 +117,7 @@ def test_the_same_kind_twice_keeps_apart() -> None:
 
 @pytest.mark.parametrize("pair", list(permutations(WORKING, 2)), ids=lambda pair: f"{pair[0][0]}-{pair[1][0]}")
 def test_every_pair_stacks(pair: tuple) -> None:
-    out = learn(stack(*pair))
+    out = learn(later(*pair))
     assert out.grad.isfinite().all()
     assert all(out.active(kind) > 0 for kind, _ in pair)
 
@@ -104,7 +125,7 @@ def test_every_pair_stacks(pair: tuple) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_state_and_pickle_round_trip(kind: str) -> None:
     spec = (kind, EXAMPLES[kind][1])
-    (used,), (fresh,) = stack(spec), stack(spec)
+    (used,), (fresh,) = later(spec), stack(spec)
     learn([used])
     fresh.load_state_dict(json.loads(json.dumps(used.state_dict())))
     assert fresh.state_dict() == used.state_dict()

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlvr.explore.base import Draw, Knobs, Update
-from rlvr.explore.clip_cov import ClipCov, token_covariances
+from rlvr.explore.clip_cov import ClipCov
 from rlvr.explore.entropy_bonus import EntropyBonus
 from rlvr.explore.hashing import random_subset, splitmix64, uniform
 from rlvr.explore.length_reward import LengthReward, length_scores
 from rlvr.explore.temperature_schedule import TemperatureSchedule, temperature_at
+from rlvr.objectives.covariance import token_covariances
 from rlvr.objectives.view import TokenView
 from rlvr.seeds import stable_seed
 from rlvr.types import F32, Group, Row, Sampling, Task, Trajectory, Verdict
