@@ -1,13 +1,15 @@
 """Training rows that stand in the recipe's evaluation sets, found and dropped.
 
 A row overlaps when its prompt is, but for case, white space and `$`, a held-out one, or when it shares 13 words in a
-row with one (the usual test for contamination). Words that stand in two prompts of one evaluation set are its
-template or a phrase of the trade ("let a, b and c be positive real numbers such that ..."), and do not count.
+row with one (the usual test for contamination). Two kinds of such words do not count: those in two prompts of one
+evaluation set, which are its template, and those in more than ten training prompts, which are an idiom of the trade
+("can be written as m/n, where m and n are relatively prime positive integers. Find m+n").
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +19,7 @@ from rlvr.tasks import place, prompt_text
 from rlvr.types import Task
 
 N = 13
+IDIOM = 10  # more training prompts than this share an idiom, not a leaked problem
 EXAMPLES = 3
 WORD = re.compile(r"\w+")
 LOOSE = re.compile(r"[\s$]+")
@@ -29,13 +32,6 @@ class Index:
 
     exact: dict[str, str] = field(default_factory=dict)
     grams: dict[str, str] = field(default_factory=dict)
-
-    def find(self, text: str) -> tuple[str, str] | None:
-        """How a training prompt overlaps (EXACT or GRAM) and with what; None where it does not."""
-        if (held_out := self.exact.get(normal(text))) is not None:
-            return EXACT, held_out
-        held_out = next((self.grams[gram] for gram in grams(text) if gram in self.grams), None)
-        return None if held_out is None else (GRAM, held_out)
 
 
 def normal(text: str) -> str:
@@ -80,19 +76,25 @@ def without_overlap(train: Sequence[Dataset], held_out: Mapping[str, Sequence[Ta
     if not any(held_out.values()):
         return list(train)
     known = index(held_out)
-    return [_clean(tasks, known) for tasks in train]
+    shared = [[known.grams.keys() & grams(prompt_text(task)) for task in tasks] for tasks in train]
+    often = Counter(gram for rows in shared for row in rows for gram in row)
+    idioms = {gram for gram, count in often.items() if count > IDIOM}
+    return [_clean(tasks, known, [row - idioms for row in rows]) for tasks, rows in zip(train, shared, strict=True)]
 
 
-def _clean(tasks: Dataset, known: Index) -> Dataset:
+def _clean(tasks: Dataset, known: Index, shared: Sequence[set[str]]) -> Dataset:
+    """`shared` are the n-grams of each task that count."""
     out = Dataset(dropped=tasks.dropped, notes=tasks.notes)
     found: list[tuple[Task, str, str]] = []
-    for task in tasks:
-        hit = known.find(prompt_text(task))
-        if hit is None:
-            out.append(task)
+    for task, row in zip(tasks, shared, strict=True):
+        whole = known.exact.get(normal(prompt_text(task)))
+        if whole is not None:
+            found.append((task, EXACT, whole))
+        elif row:
+            found.append((task, GRAM, known.grams[min(row)]))
         else:
-            found.append((task, *hit))
-            out.dropped[hit[0]] += 1
+            out.append(task)
+    out.dropped.update(how for _, how, _ in found)
     if found:
         out.notes.append(_note(found, of=len(tasks)))
     if tasks and not out:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -23,6 +24,7 @@ from rlvr.types import Task
 I64 = npt.NDArray[np.int64]
 GOLDEN = 0.6180339887498949  # fractional part of the golden ratio: its multiples fill [0, 1) most evenly
 BLOCK = 4096
+ASKS = re.compile(r"\\boxed\s*\{\s*\}|(?:put|give|write) (?:your|the) (?:final )?answer", re.IGNORECASE)
 REPEAT = "repeats of an earlier row"
 CONFLICT = "rows of a prompt with several answers"
 
@@ -52,6 +54,7 @@ def load_tasks(source: Source, *, split: str, project: Path, path: str | None = 
         left_out = f" ({counts(tasks.dropped)})" if tasks.dropped else ""
         raise DataError(f"{heading} is empty: no row{where}{left_out}; expected at least one")
     raise_all(_problems(tasks), heading=f"{heading}:")
+    tasks.notes += _told_twice(tasks)
     if source.pass_rate is not None and split == "train":
         tasks = select(tasks, source.pass_rate, dataset=source.name, project=project)
     return tasks
@@ -72,6 +75,17 @@ def without_repeats(tasks: Dataset, *, split: str) -> Dataset:
         else:
             out.append(task)
     return out
+
+
+def _told_twice(tasks: Sequence[Task]) -> list[str]:
+    """A note where most prompts say how to answer, which the recipe's template or system prompt may say again."""
+    told = sum(ASKS.search(prompt_text(task)) is not None for task in tasks)
+    if 2 * told <= len(tasks):
+        return []
+    return [
+        f"dataset {tasks[0].source!r}: {told} of {len(tasks)} prompts say how to write the answer; "
+        "leave it out of prompt.template and prompt.system"
+    ]
 
 
 def _squeezed(task: Task) -> str:

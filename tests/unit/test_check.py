@@ -132,6 +132,20 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
         ],
     ),
     (
+        {
+            "data": {
+                "train": [{"name": "gsm8k", "pass_rate": {"file": "none.json", "min": 0.9, "max": 0.1}}],
+                "eval": [{"name": "aime24", "pass_rate": {"file": "pyproject.toml"}}],
+            }
+        },
+        [
+            "error data.train.0.pass_rate.file: no such file: none.json; `rlvr eval` writes it",
+            "error data.train.0.pass_rate.min: got 0.9, over max: 0.1",
+            "error data.eval.0.pass_rate: picks training tasks; an evaluation set is taken as it is",
+            "error data.eval.0.pass_rate.file: no such file: pyproject.toml; `rlvr eval` writes it",
+        ],
+    ),
+    (
         {"deepspeed": {"optimizer": {}, "zero_optimization": {"stage": 4}}},
         [
             "error deepspeed.optimizer: cannot be set here, it is decided by optimizer; remove the line",

@@ -41,6 +41,13 @@ def test_a_template_of_the_evaluation_set_is_no_overlap() -> None:
     assert len(clean) == 1
 
 
+@pytest.mark.parametrize(("times", "left"), [(10, 1), (11, 12)])
+def test_an_idiom_of_the_training_prompts_is_no_overlap(times: int, left: int) -> None:
+    train = made(*(f"{LONG}. Find {i}." for i in range(times)), "other")
+    [clean] = without_overlap([train], {"bench": made(f"{LONG}!")})
+    assert len(clean) == left
+
+
 def test_signs_and_numbers_are_not_the_same_prompt() -> None:
     [clean] = without_overlap([made("3+4*2=?", "3-4*2=?")], {"bench": made("3+4*2=?")})
     assert [t.prompt for t in clean] == ["3-4*2=?"]
