@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,9 +19,12 @@ def collate(groups: Sequence[Group], *, mask_truncated: bool = False) -> tuple[R
     rows = []
     for group in groups:
         advantages = group.advantages or tuple(np.zeros_like(t.weight) for t in group.trajectories)
-        for member, (t, ok, adv) in enumerate(zip(group.trajectories, group.valid, advantages, strict=True)):
+        rewards = np.full(len(group), np.nan) if group.rewards is None else group.rewards
+        members = zip(group.trajectories, group.valid, advantages, rewards, strict=True)
+        for member, (t, ok, adv, reward) in enumerate(members):
             dead = not ok or (mask_truncated and t.finish == "length")
-            rows.append(_row(f"{group.draw}/{member}", group.draw, t, adv, dead=dead))
+            row = _row(f"{group.draw}/{member}", group.draw, t, adv, dead=dead)
+            rows.append(replace(row, task=group.task.id, reward=float(reward)))
     return tuple(rows)
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlvr import catalog, methods
+from rlvr.compatibility import conflicts
 from rlvr.config import DEFAULT, Resolved, source_of
 from rlvr.engine.vllm_args import CPU_OWNED, OWNED
 from rlvr.errors import ConfigError
-from rlvr.explore.base import AddOn
 from rlvr.plugins import load_plugin, machine_problem
 from rlvr.recipe import Data, Model, Prompt, Recipe, Resources, Scratch, SftRecipe, Source, Verifier
 from rlvr.words import shorten
@@ -233,9 +233,6 @@ def _objective(recipe: Recipe) -> Iterator[Problem]:
         yield warning(
             "objective.constant", f"{given}: the gradient is {limit / (objective.constant or limit):.3g} times as large"
         )
-    if recipe.max_lag > 0 and objective.correction.kind == "none":
-        late = f"with max_lag: {recipe.max_lag} tokens come from older weights, and nothing accounts for it"
-        yield warning("objective.correction.kind", late)
     if recipe.kl.coef > 0 and recipe.kl.where == "loss" and recipe.kl.estimator == "k1":
         yield error("kl.estimator", "k1 has a gradient of mean zero in the loss: use k2 or k3, or `where: reward`")
     if recipe.overlong.kind == "shape" and recipe.overlong.buffer >= limit:
@@ -275,13 +272,7 @@ def _plugins(recipe: Recipe, *, project: Path) -> Iterator[Problem]:
     yield from _plugin("verifier", "rewards", recipe.verifier, function="verify", project=project)
     read, complaints = methods.read_methods(recipe, project=project)
     yield from (error(c.key, c.text) for c in complaints)
-    hooks = {one.key: one.build() for one in read}
-    for key, method in hooks.items():
-        yield from (error(key, text) for text in method.problems(recipe))
-        if isinstance(method, AddOn) and method.barrier and recipe.max_lag:
-            yield error(
-                "max_lag", f"got {recipe.max_lag}; the add-on {method.kind} needs the whole block at once: max_lag: 0"
-            )
+    yield from (Problem(level, key, text) for level, key, text in conflicts(recipe, read))
 
 
 def _vllm(recipe: Recipe) -> Iterator[Problem]:

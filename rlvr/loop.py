@@ -11,6 +11,7 @@ from rlvr.batching import collate, row_table, split_updates
 from rlvr.credit import assign_credit, shape_rewards
 from rlvr.explore.base import Draw
 from rlvr.parts import Loop
+from rlvr.recipe import Recipe
 from rlvr.rollout.groups import drop_reason
 from rlvr.seeds import stable_seed
 from rlvr.types import Group, Metrics, Row, Sampling
@@ -63,12 +64,17 @@ async def explore(loop: Loop, draw: int) -> Group:
     recipe, task = loop.recipe, loop.tasks(draw)
     for addon in loop.addons:
         task = addon.tasks(task, draw)
-    s = recipe.sampling
-    sampling = Sampling(temperature=s.temperature, top_p=s.top_p, top_k=s.top_k, max_tokens=s.max_tokens, stop=s.stop)
+    sampling = sampling_of(recipe)
     group = await loop.sample(Draw(task=task, index=draw, step=loop.step, group=recipe.group, sampling=sampling))
     for addon in loop.addons:
         group = await addon.guide(group, loop.context.at(loop.step))
     return replace(group, dropped=drop_reason(group, keep=recipe.keep))
+
+
+def sampling_of(recipe: Recipe) -> Sampling:
+    """How training responses are sampled, without a seed."""
+    s = recipe.sampling
+    return Sampling(temperature=s.temperature, top_p=s.top_p, top_k=s.top_k, max_tokens=s.max_tokens, stop=s.stop)
 
 
 def credit(groups: Sequence[Group], loop: Loop) -> list[Group]:

@@ -17,7 +17,7 @@ from rlvr.engine.handshake import handshake, random_sequences
 from rlvr.engine.protocols import Verifiers
 from rlvr.engines import Engines, start_engines
 from rlvr.explore.base import AddOn, Sample
-from rlvr.loop import train
+from rlvr.loop import sampling_of, train
 from rlvr.methods import build_methods
 from rlvr.observer import RunObserver
 from rlvr.parts import Loop
@@ -31,7 +31,7 @@ from rlvr.track.display import make_display
 from rlvr.track.journal import read
 from rlvr.track.run_dir import ROOT, RunDir
 from rlvr.track.tracker import Tracker, open_tracker
-from rlvr.types import I32, Completion, Request, Task, Verdict
+from rlvr.types import I32, Completion, Request, Sampling, Task, Verdict
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # of the handshake, in log-probability
@@ -56,6 +56,7 @@ class RunContext:
     verifiers: Verifiers
     prompter: Prompter
     tasks: Sequence[Task]  # every training task
+    sampling: Sampling
     step: int = 0
 
     def at(self, step: int) -> RunContext:
@@ -179,7 +180,7 @@ def build_loop(
         tasks=data.stream.draw,
         policy=engines.policy,
         sync=engines.sync,
-        context=RunContext(recipe.seed, engines, data.verifiers, data.prompter, data.stream.tasks),
+        context=RunContext(recipe.seed, engines, data.verifiers, data.prompter, data.stream.tasks, sampling_of(recipe)),
         sample=compose(methods.hooks, flat_groups(engines.pool, data.verifiers, data.prompter, seed=recipe.seed)),
         buffer=Buffer(
             slots=(recipe.max_lag + 1) * recipe.prompts,

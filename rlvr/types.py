@@ -179,6 +179,8 @@ class Row:
     advantages: F32
     streams: Mapping[str, F32] = field(default_factory=dict)  # "old_logp", "ref_logp", ...
     sft_weight: F32 | None = None
+    task: str = ""  # its id
+    reward: float = float("nan")  # shaped; NaN on a row in error
 
 
 @dataclass(frozen=True, slots=True)

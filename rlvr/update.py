@@ -18,7 +18,8 @@ from rlvr.surrogates.base import Surrogate
 from rlvr.types import F32, Group, Metrics, Plan, Row, Streams, TokenBatch
 
 REFERENCE = "ref_"  # a stream "ref_x" is "x" of the reference model
-OLD = "old_logp"
+OLD = "old_"  # a stream "old_x" is "x" of the policy at the start of the step
+OLD_LOGP = "old_logp"
 COUNTS = frozenset({"tokens", "skipped_updates", "nonfinite_tokens", "active", "candidates"})
 PER_UPDATE = frozenset({"loss", "grad_norm", "lr"})  # numbers of an update, not of its tokens
 
@@ -40,13 +41,13 @@ async def with_streams(groups: Sequence[Group], policy: Policy, recipe: Recipe, 
     measures = set().union(*(a.measures for a in addons))
     appended = any(type(a).updates is not AddOn.updates for a in addons)
     if recipe.minibatches * recipe.epochs > 1 or appended:
-        needs.add(OLD)
+        needs.add(OLD_LOGP)
     if recipe.kl.coef > 0:
-        needs |= {"ref_logp"} | ({OLD} if recipe.kl.where == "reward" else set())
+        needs |= {"ref_logp"} | ({OLD_LOGP} if recipe.kl.where == "reward" else set())
     rows = collate(groups)
     batch = token_batch(rows, range(len(rows)), scale=np.zeros(len(rows), dtype=np.float32))
     ref = {n.removeprefix(REFERENCE) for n in needs if n.startswith(REFERENCE)}
-    own = {"logp" if n == OLD else n for n in needs if not n.startswith(REFERENCE)} | measures
+    own = {n.removeprefix(OLD) for n in needs if not n.startswith(REFERENCE)} | measures
     empty: Streams = [{} for _ in rows]
     old = await policy.measure(batch, own) if own else empty
     refs = await policy.measure(batch, ref, "reference") if ref else empty
@@ -57,7 +58,7 @@ async def with_streams(groups: Sequence[Group], policy: Policy, recipe: Recipe, 
 def _named(own: Mapping[str, F32], ref: Mapping[str, F32], needs: set[str]) -> dict[str, F32]:
     out = {REFERENCE + name: value for name, value in ref.items()}
     out |= {name: value for name, value in own.items() if name in needs}
-    return out | ({OLD: own["logp"]} if OLD in needs else {})
+    return out | {OLD + name: value for name, value in own.items() if OLD + name in needs}
 
 
 def _attach(groups: Sequence[Group], streams: Sequence[Mapping[str, F32]]) -> list[Group]:

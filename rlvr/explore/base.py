@@ -48,6 +48,7 @@ class Context(Protocol):
     seed: int
     step: int
     tasks: Sequence[Task]  # every training task
+    sampling: Sampling  # of the recipe, without a seed
 
     def at(self, step: int) -> Context: ...
     async def generate(self, requests: Sequence[Request]) -> list[Completion]: ...
@@ -88,7 +89,8 @@ class AddOn:
 
     `needs` are streams measured before credit (old weights), `measures` before each update (current weights),
     `token_needs` in the loss forward, with gradient, `token_reads` the same without. A stream is named as
-    `rlvr/engine/forward.py` lists them, those of `needs` also "old_logp" and "ref_" before a name: the reference's.
+    `rlvr/engine/forward.py` lists them, those of `needs` also with "old_" before the
+    name (of the policy at the start of the step, as they are without it) or "ref_" (of the reference).
     A stream with a parameter is named by `rlvr.types.stream`; such names are set in `__init__`, from the config.
     """
 

@@ -15,6 +15,11 @@ def log_ratio(logp: Tensor, old_logp: Tensor) -> Tensor:
     return (logp - old_logp).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
+def bounded_exp(log_ratio: Tensor) -> Tensor:
+    """exp of a sum of log-ratios, clamped to [-20, 20] like a single one."""
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
 def row_sum(values: Tensor, mask: Tensor) -> Tensor:
     """The sum over each row's trained tokens, [B,T] -> [B,1]."""
     return torch.where(mask != 0, values, torch.zeros_like(values)).sum(dim=1, keepdim=True)

@@ -4,11 +4,11 @@
     L     = mean_i (beta2 sum_t (logp - ref_logp) - (R_i - V*(x_i)))^2        [rows]
 
 V* is estimated once, before the first step: `n` responses of the initial policy, which is the reference, to **every**
-training task, sampled as in training and verified (`objective/values` counts the tasks; it is kept in the checkpoint). So it costs
-n times the tasks in samples; choose the training data accordingly. On-policy, and one response a prompt is enough:
-`group: 1` works, `keep: all`. A task whose reference responses all ended in errors has no V*, and its rows are left out
-and counted. Where the reference never succeeds V* = 0. Differs: the paper's filter of tasks that the reference never
-solves (off there) is not here. Advantages are not used. Fidelity: exact.
+training task, sampled as in training and verified (`objective/values` counts the tasks; the table is in the
+checkpoint). So it costs n times the tasks in samples; choose the training data accordingly. On-policy, and one response
+a prompt is enough: `group: 1` works, with `keep: all`. A task whose reference responses all ended in errors has no V*;
+its rows are left out and counted. Where the reference never succeeds V* = 0. Differs: the paper's filter of tasks that
+the reference never solves (off there) is not here. Advantages are not used. Fidelity: exact.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ class Surrogate(AddOn):
 
     reduction: ClassVar[Reduction] = "token"  # the paper's, where the recipe says nothing
     group_objective: ClassVar[bool] = False  # over whole groups and rewards: advantages and selections mean nothing
+    off_policy: ClassVar[bool] = False  # its loss accounts for samples of older weights by itself
     no_correction: ClassVar[str] = ""  # why `objective.correction` must not be applied to it
 
     @property

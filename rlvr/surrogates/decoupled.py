@@ -36,6 +36,7 @@ class Decoupled(Surrogate):
 
     kind = "decoupled"
     Config = Config
+    off_policy: ClassVar[bool] = True
     no_correction: ClassVar[str] = "its loss holds the ratio of old to behaviour policy already"
 
     @property

@@ -5,10 +5,10 @@
     L     = mean_i w_i BCE(sigmoid(psi_i), R_i),    R_i in {0, 1}
 
 with w = n / (2 n_pos) on right and n / (2 n_neg) on wrong responses of a group of n (`balance`; 1 where all are alike).
-The gradient goes through all of psi: dL/ds_i = sum_j w_j (sigmoid(psi_j) - R_j) dpsi_j/ds_i. Needs several updates a step
-to leave psi = 0, where it is REINFORCE with half weights. Differs from the released code: log-ratios are summed over the
-trained tokens (the code forgets the mask), and no group has to share a micro-batch. A row whose reward is neither 0
-nor 1 is left out and counted. Advantages are not used. Fidelity: exact.
+The gradient goes through all of psi: dL/ds_i = sum_j w_j (sigmoid(psi_j) - R_j) dpsi_j/ds_i. At the old weights psi = 0
+and it is REINFORCE with errors of one half, so it wants several updates a step. Differs from the released code:
+log-ratios are summed over the trained tokens (the code forgets the mask), and no group has to share a micro-batch.
+A row whose reward is neither 0 nor 1 is left out and counted. Advantages are not used. Fidelity: exact.
 """
 
 from __future__ import annotations

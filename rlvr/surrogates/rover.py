@@ -5,8 +5,8 @@
     l_t = (Q_t - y_t)^2                                                       all [B,T]
 
 mu_t is the mean over the vocabulary of log pi(. | tokens before t), and A the normalised reward on **every** token,
-which `advantage: grpo` gives (the paper's for mathematics; `dr_grpo` is its choice for Countdown). There is no clip and no
-reference. At the old weights the gradient is REINFORCE's, doubled. Reduction: the mean over all tokens of the update
+which `advantage: grpo` gives (the paper's for mathematics; `dr_grpo` is its choice for Countdown). There is no clip and
+no reference. At the old weights the gradient is REINFORCE's, doubled. Reduction: the mean over all tokens of the update
 (the released code: per micro-batch). mu comes from float32 log-probabilities in the forward. The released code's
 optional clip of log-ratios and its factor on the second term (1 in its scripts) are left out. Fidelity: exact.
 """
@@ -38,7 +38,7 @@ class Rover(Surrogate):
     kind = "rover"
     Config = Config
     needs: ClassVar[frozenset[str]] = frozenset({"old_logp", "old_mean_logp"})
-    token_needs: ClassVar[frozenset[str]] = frozenset({"mean_logp"})
+    token_reads: ClassVar[frozenset[str]] = frozenset({"mean_logp"})
 
     def loss(self, view: TokenView) -> tuple[Tensor, dict[str, Tensor]]:
         """See the module; `next_value` is the second term of the target."""
@@ -47,7 +47,7 @@ class Rover(Surrogate):
         from rlvr.objectives.ratio import log_ratio
 
         rho = self.config.rho
-        change = view.mask * (view.streams["mean_logp"].detach() - view.streams["old_mean_logp"])
+        change = view.mask * (view.streams["mean_logp"] - view.streams["old_mean_logp"])
         following = rho * pad(change[:, 1:], (0, 1))
         q = rho * log_ratio(view.logp, view.old_logp)
         return (q - view.advantages - following).square(), {"next_value": following}

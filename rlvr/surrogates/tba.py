@@ -34,6 +34,7 @@ class Tba(GroupSurrogate):
     kind = "tba"
     Config = Config
     needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
+    off_policy: ClassVar[bool] = True
     no_correction: ClassVar[str] = "trajectory balance holds for samples of any policy"
 
     def coefficients(self, update: Update) -> Coefficients:

@@ -118,6 +118,7 @@ class ToyContext:
     seed: int = 7
     step: int = 0
     tasks: Sequence[Task] = ()
+    sampling: Sampling = field(default_factory=Sampling)
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
         return [_completion(r.key, r.sampling, stable_seed("context", r.key)) for r in requests]
@@ -188,6 +189,8 @@ def explore(addons: Sequence[AddOn], *, step: int = 0) -> list[Group]:
         sample, context = flat, ToyContext(step=step)
         for addon in addons:
             sample = addon.sampler(sample)
+            if step == 0:
+                await addon.prepare(replace(context, tasks=[Task(str(i), "?", "!") for i in range(TASKS)]))
         for index in range(TASKS):
             task = Task(id=str(index), prompt="?", answer="!")
             for addon in addons:
@@ -205,12 +208,13 @@ def explore(addons: Sequence[AddOn], *, step: int = 0) -> list[Group]:
 def asked(addons: Sequence[AddOn]) -> set[str]:
     """Every stream that they want of any model."""
     names = set(PLAIN_STREAMS).union(*(a.needs | a.measures | a.token_needs | a.token_reads for a in addons))
-    return {name for name in names if name != "old_logp" and not name.startswith("ref_")}
+    return {name.removeprefix("old_") for name in names if not name.startswith("ref_")}
 
 
 def _streamed(t: Trajectory, names: set[str]) -> Trajectory:
     old, ref = OLD.measure(t, names), REFERENCE.measure(t)
-    return replace(t, streams={**old, **t.streams, "old_logp": old["logp"], "ref_logp": ref["logp"]})
+    named = {f"old_{name}": value for name, value in old.items()} | {f"ref_{name}": v for name, v in ref.items()}
+    return replace(t, streams={**old, **t.streams, **named})
 
 
 @dataclass

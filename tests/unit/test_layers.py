@@ -37,7 +37,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("rlvr.surrogates.base", METHOD),
     ("rlvr.corrections.base", METHOD),
     ("rlvr.advantages.*", (*METHOD, "rlvr.advantages.base", "rlvr.advantages.rows")),
-    ("rlvr.surrogates.*", (*METHOD, "rlvr.surrogates.base")),
+    ("rlvr.surrogates.*", (*METHOD, "rlvr.surrogates.base", "rlvr.surrogates.group")),
     ("rlvr.corrections.*", (*METHOD, "rlvr.corrections.base")),
     ("rlvr.methods", (*BASE, "rlvr.explore.base", *BASES)),
     ("rlvr.config", BASE),
