@@ -5,13 +5,14 @@ No engine and no rank is needed: every checkpoint carries `policy/model/`, the g
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 from rlvr import checkpoint, config
 from rlvr.errors import CheckpointError, ConfigError
-from rlvr.models import load_tokenizer, resolve_model
+from rlvr.models import EXPORT_NOTE, load_tokenizer, resolve_model
 from rlvr.recipe import Recipe, SftRecipe
 from rlvr.track.run_dir import RunDir
 
@@ -37,6 +38,8 @@ def export_run(run: RunDir, *, step: int | None = None, out: Path | None = None,
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(source, partial)
         tokenizer.save_pretrained(partial)
+        note = {"run": run.name, "checkpoint": source.parent.parent.name}
+        (partial / EXPORT_NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         os.rename(partial, target)
     except OSError as error:

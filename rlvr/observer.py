@@ -13,6 +13,7 @@ import numpy as np
 from rlvr import checkpoint
 from rlvr.engine.protocols import Sampler, Verifiers
 from rlvr.evaluate.run import evaluate
+from rlvr.evaluate.samples import fresh
 from rlvr.parts import Loop
 from rlvr.recipe import Recipe
 from rlvr.rollout.groups import Encoder
@@ -79,16 +80,16 @@ class RunObserver:
             temperature=e.temperature, top_p=e.top_p, max_tokens=e.max_tokens or s.max_tokens, stop=s.stop
         )
         for name in names:
+            seed = self.recipe.seed
             result = await evaluate(
                 self.eval_sets[name],
                 dataset=name,
-                sampler=self.sampler,
+                draw=fresh(self.sampler, self.encoder, sampling=sampling, dataset=name, seed=seed),
                 verifiers=self.verifiers,
-                encoder=self.encoder,
-                sampling=sampling,
                 n=e.n,
                 ks=e.k,
-                seed=self.recipe.seed,
+                seed=seed,
+                max_tokens=sampling.max_tokens,
                 limit=self.recipe.limits.group,
             )
             self.tracker.evaluation(result.record(step))

@@ -29,7 +29,7 @@ class Prompter:
 
     def text(self, task: Task) -> str:
         """The prompt as text: through the chat template, or system prompt and contents as plain paragraphs."""
-        messages = self._messages(task)
+        messages = messages_of(task, self._prompt)
         if self._chat:
             return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return "\n\n".join(m["content"] for m in messages)
@@ -63,12 +63,15 @@ class Prompter:
         raise_all(problems)
         return longest
 
-    def _messages(self, task: Task) -> list[dict[str, str]]:
-        given = [{"role": "user", "content": task.prompt}] if isinstance(task.prompt, str) else task.prompt
-        messages = [dict(m) for m in given]
-        if self._prompt.system is not None and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": self._prompt.system})
-        last = next(m for m in reversed(messages) if m["role"] == "user")
-        # not str.format: templates hold braces of their own, as in \boxed{}
-        last["content"] = self._prompt.template.replace("{prompt}", last["content"])
-        return messages
+
+def messages_of(task: Task, prompt: Prompt) -> list[dict[str, str]]:
+    """The messages that a task becomes, before any chat template: system prompt first, the template around the last
+    user's text."""
+    given = [{"role": "user", "content": task.prompt}] if isinstance(task.prompt, str) else task.prompt
+    messages = [dict(m) for m in given]
+    if prompt.system is not None and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": prompt.system})
+    last = next(m for m in reversed(messages) if m["role"] == "user")
+    # not str.format: templates hold braces of their own, as in \boxed{}
+    last["content"] = prompt.template.replace("{prompt}", last["content"])
+    return messages

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rlvr import checkpoint, config
@@ -27,13 +26,13 @@ from rlvr.resume import same_recipe
 from rlvr.rollout.groups import flat_groups
 from rlvr.run_data import RunData, eval_names, read_data
 from rlvr.seeds import stable_seed
+from rlvr.stop import Stop
 from rlvr.track.display import make_display
 from rlvr.track.journal import read
 from rlvr.track.run_dir import ROOT, RunDir
 from rlvr.track.tracker import Tracker, open_tracker
 from rlvr.types import I32, Completion, Request, Sampling, Task, Verdict
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # of the handshake, in log-probability
 
 
@@ -205,37 +204,6 @@ async def _loop(loop: Loop, observer: RunObserver) -> Outcome:
         await asyncio.gather(*observer.running, return_exceptions=True)
     unfinished = loop.step < loop.recipe.steps or missing_evaluations(observer.folder, loop.recipe)
     return Outcome(observer.folder, loop.step, loop.recipe.steps, stopped=loop.stop.is_set() and unfinished)
-
-
-@dataclass
-class Stop:
-    """SIGINT and SIGTERM: the first asks the loop to save and end; before the loop, and the second time, all ends."""
-
-    note: Callable[[str], None]
-    event: asyncio.Event = field(default_factory=asyncio.Event)
-    looping: bool = False
-
-    def __enter__(self) -> Stop:
-        self._main = asyncio.current_task()
-        self.listen()
-        return self
-
-    def listen(self) -> None:
-        """Take the signals (again: starting Ray puts a handler of its own in front, which dumps a stack and ends)."""
-        for number in SIGNALS:
-            asyncio.get_running_loop().remove_signal_handler(number)
-            asyncio.get_running_loop().add_signal_handler(number, self._heard)
-
-    def __exit__(self, *_: object) -> None:
-        for number in SIGNALS:
-            asyncio.get_running_loop().remove_signal_handler(number)
-
-    def _heard(self) -> None:
-        if self.looping and not self.event.is_set():
-            self.note("stopping: the run is saved as soon as the update in hand is done (again: stop at once)")
-            self.event.set()
-        elif self._main is not None:
-            self._main.cancel()
 
 
 def compose(addons: Sequence[AddOn], sample: Sample) -> Sample:

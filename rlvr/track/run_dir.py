@@ -49,22 +49,10 @@ class RunDir:
         A POSIX record lock: it ends with the process however that dies, and no forked child inherits it.
         Raises ConfigError with the other process's id when the run is taken.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                holder = os.pread(fd, 64, 0).decode().strip() or "unknown"
-                raise ConfigError(
-                    f"run: {self.path} is being written by process {holder}. Wait for it, stop it, or choose "
-                    "another name with run=NAME."
-                ) from None
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        what = f"run: {self.path} is being written by process {{}}."
+        taken = f"{what} Wait for it, stop it, or choose another name with run=NAME."
+        with hold(self.path / ".lock", taken=taken):
             yield self
-        finally:
-            os.close(fd)
 
     def cut(self, step: int) -> None:
         """Cut metrics, rollouts and evaluations back to `step`; -1 empties them (a run that starts anew)."""
@@ -79,6 +67,24 @@ class RunDir:
     def write_recipe(self, text: str) -> None:
         """Write recipe.yaml in one atomic replacement: a run without it could not be resumed."""
         _replace(self.recipe, text)
+
+
+@contextmanager
+def hold(path: Path, *, taken: str) -> Iterator[None]:
+    """Hold the lock file `path`. Where another process holds it: ConfigError `taken`, with its id in place of {}."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(fd, 64, 0).decode().strip() or "unknown"
+            raise ConfigError(taken.replace("{}", holder)) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from rlvr import config
-from rlvr.cli.eval import outcome, resolve, table
 from rlvr.errors import ConfigError
-from rlvr.evaluate.run import TaskResult, summarise
+from rlvr.evaluate.settings import BENCHMARKS
+from rlvr.evaluate.target import Target
+from rlvr.evaluate.target import resolve as find
 from rlvr.recipe import Recipe, SftRecipe
 
 CPU = "resources.device=cpu"
@@ -42,6 +42,11 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def resolve(target: str, **asked) -> tuple[Recipe, Path]:
+    found: Target = find(target, **asked)
+    return found.recipe, found.folder
+
+
 def options(recipe: Recipe) -> list[tuple[str, dict]]:
     return [(source.name, source.options) for source in recipe.data.eval]
 
@@ -68,7 +73,7 @@ def test_a_model_is_told_what_to_be_evaluated_on(project: Path) -> None:
         resolve("base-model", names=[], overrides=[CPU], project=project)
 
 
-def test_a_run_that_was_not_exported_says_so(project: Path) -> None:
+def test_a_run_that_has_no_checkpoint_says_so(project: Path) -> None:
     with pytest.raises(ConfigError, match="rlvr export"):
         resolve("base", names=["arithmetic"], overrides=[], project=project)
 
@@ -88,15 +93,43 @@ def test_problems_of_the_recipe_are_said_before_an_engine_starts(project: Path) 
         resolve("rl", names=[], overrides=["evaluate.n=4", "evaluate.k=[1,8]"], project=project)
 
 
-def test_result_and_table(project: Path) -> None:
-    rows = [TaskResult(f"t{i}", 4, i, 0, 0, 2, 0.5, 3.0) for i in range(4)]
-    result = summarise(rows, dataset="arith[metic]", n=4, ks=(1, 2), seed=0)
-    recipe, _ = resolve("rl", names=[], overrides=[], project=project)
-    made = json.loads(json.dumps(outcome(recipe, [result], wall=1.23)))
-    assert made["datasets"][0]["pass@1"]["value"] == pytest.approx((0 + 1 + 2 + 3) / 16)
-    assert "step" not in made["datasets"][0] and len(made["details"]["arith[metic]"]) == 4
-    assert made["verifier"]["name"] == "exact" and made["max_tokens"] == 1024
-    console = Console(width=60, record=True, file=(project / "out").open("w"))
-    console.print(table([result]))
-    shown = console.export_text()
-    assert "arith[metic]" in shown and "0.375 [" in shown and "pass@2" in shown and "maj@4" in shown
+def test_one_dataset_named_twice(project: Path) -> None:
+    with pytest.raises(ConfigError, match="arithmetic is named twice"):
+        resolve("base-model", names=["arithmetic", "arithmetic"], overrides=[CPU], project=project)
+
+
+def test_benchmarks_bring_their_settings(project: Path) -> None:
+    names = ["aime24", "math500", "arithmetic"]
+    found = find("base-model", names=names, overrides=[CPU], project=project).settings
+    assert found["aime24"] == BENCHMARKS["aime24"] and "2501.12948" in found["aime24"].source
+    assert (found["math500"].n, found["math500"].temperature) == (4, 0.6)
+    assert (found["arithmetic"].n, found["arithmetic"].temperature) == (4, 1.0)
+
+
+def test_what_is_written_wins_over_the_benchmark(project: Path) -> None:
+    asked = [CPU, "evaluate.n=8", "evaluate.temperature=1.0"]
+    found = find("base-model", names=["aime24"], overrides=asked, project=project).settings["aime24"]
+    assert (found.n, found.k, found.temperature, found.top_p) == (8, (1, 4), 1.0, 0.95)
+    assert found.source.endswith("changed by the recipe or the command: n, temperature")
+    found = find("base-model", names=["aime24"], overrides=[CPU, "evaluate.k=[1,32]"], project=project)
+    assert found.settings["aime24"].k == (1, 32) and found.settings["aime24"].n == 32
+
+
+def test_an_sft_run_of_a_scratch_model(project: Path) -> None:
+    model_folder(project / "runs/scratch/export")
+    sft = {"model": {"scratch": {"layers": 1}}, "data": DATA, "resources": {"device": "cpu"}}
+    (project / "runs/scratch/recipe.yaml").write_text(config.dump(SftRecipe.model_validate(sft)))
+    recipe, _ = resolve("scratch", names=[], overrides=["verifier=exact"], project=project)
+    assert recipe.model.scratch is None and recipe.model.path == str(project / "runs/scratch/export")
+
+
+def test_an_export_older_than_the_newest_checkpoint_is_not_taken_for_the_run(project: Path) -> None:
+    run = project / "runs/rl"
+    (run / "checkpoints/step-000020").mkdir(parents=True)
+    (run / "export/rlvr_export.json").write_text(json.dumps({"run": "rl", "checkpoint": "step-000020"}))
+    assert resolve("rl", names=[], overrides=[], project=project)[0].model.path == str(run / "export")
+    (run / "checkpoints/step-000040").mkdir()
+    with pytest.raises(ConfigError, match="written before step-000040, the newest checkpoint of this run: run `rlvr"):
+        resolve("rl", names=[], overrides=[], project=project)
+    as_it_is, _ = resolve("runs/rl/export", names=["arithmetic"], overrides=[CPU], project=project)
+    assert as_it_is.model.path == str(run / "export")

@@ -1,24 +1,40 @@
-"""pass@k against brute force and published numbers; intervals against what they promise."""
+"""pass@k, G-Pass@k and maj@k against brute force, exact fractions and the specification's numbers."""
 
 from __future__ import annotations
 
-from itertools import combinations
+from collections import Counter
+from fractions import Fraction
+from itertools import combinations, product
 from math import comb
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from rlvr.evaluate.pass_at_k import estimate, maj_at_n, pass_at_k, wilson
+from rlvr.evaluate.pass_at_k import g_pass_at_k, maj_at_k, mg_pass_at_k, pass_at_k
 
 
-@settings(max_examples=80, deadline=None)
-@given(st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
-def test_equals_brute_force(case: tuple[int, int, int]) -> None:
-    n, correct, k = case
-    subsets = list(combinations([i < correct for i in range(n)], k))
-    assert pass_at_k([n], [correct], k)[0] == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
+@pytest.mark.parametrize("n", range(1, 13))
+def test_equals_brute_force(n: int) -> None:
+    """All (n, c, k) up to 12: pass@k, and G-Pass@k at every number that must be right."""
+    for correct, k in product(range(n + 1), range(1, n + 1)):
+        right = np.array([sum(subset) for subset in combinations([i < correct for i in range(n)], k)])
+        assert pass_at_k(n, correct, k) == pytest.approx((right > 0).mean(), abs=1e-14), (n, correct, k)
+        for needed in range(1, k + 1):
+            found = g_pass_at_k(n, correct, k, tau=needed / k)
+            assert found == pytest.approx((right >= needed).mean(), abs=1e-12), (n, correct, k, needed)
+        tails = [(right >= i).mean() for i in range((k + 1) // 2 + 1, k + 1)]
+        assert mg_pass_at_k(n, correct, k) == pytest.approx(2 / k * sum(tails), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("correct", "k"), [(1, 1), (1, 10**6), (3, 7), (50, 10**3), (5, 5 * 10**5), (3000, 2), (7, 999_999), (10**6, 1)]
+)
+def test_exact_with_a_million_samples(correct: int, k: int) -> None:
+    n, few, many = 10**6, min(correct, k), max(correct, k)
+    missed = Fraction(1)
+    for j in range(few):
+        missed *= Fraction(max(n - j - many, 0), n - j)
+    assert pass_at_k(n, correct, k) == pytest.approx(float(1 - missed), rel=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +73,58 @@ def test_impossible_counts_raise(n: list[int], correct: list[int], k: int) -> No
         pass_at_k(n, correct, k)
 
 
+def test_many_samples_do_not_overflow_the_majority() -> None:
+    keys = ["A"] * 600 + ["B"] * 500 + [None] * 100
+    found = maj_at_k(keys, [key == "A" for key in keys], 21)
+    assert found is not None and 0.5 < found < 0.9
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "tau", "expected"),
+    [
+        (16, 4, 1e-9, 0.961538), (16, 4, 0.25, 0.961538), (16, 4, 0.5, 0.715385), (16, 4, 0.75, 0.284615),
+        (16, 4, 1.0, 0.038462), (48, 16, 0.25, 0.997505), (48, 16, 0.5, 0.619945), (48, 16, 0.75, 0.015238),
+    ],
+)  # fmt: skip
+def test_g_pass_known_values(n: int, k: int, tau: float, expected: float) -> None:
+    assert g_pass_at_k(n, n // 2, k, tau=tau) == pytest.approx(expected, abs=1e-6)
+
+
+def test_g_pass_limits() -> None:
+    assert mg_pass_at_k([16, 48], [8, 24], 4)[0] == pytest.approx(0.161538, abs=1e-6)
+    assert mg_pass_at_k(48, 24, 16) == pytest.approx(0.079964, abs=1e-6)
+    assert mg_pass_at_k(8, 8, 1) == 0.0
+    assert g_pass_at_k(100, 40, 10, tau=1e-9) == pytest.approx(pass_at_k(100, 40, 10))
+    assert g_pass_at_k(1000, 7, 100, tau=0.07) == pytest.approx(comb(993, 93) / comb(1000, 100))  # 7 of 100, not 8
+
+
+def draws_won(keys: str, right: str, k: int) -> float:
+    """maj@k by going through all draws; "-" has no vote."""
+    won = []
+    for draw in combinations(keys, k):
+        votes = Counter(key for key in draw if key != "-")
+        winners = [key for key in votes if votes[key] == max(votes.values())]
+        won.append((right in winners) / len(winners) if winners else 0.0)
+    return sum(won) / len(won)
+
+
+@pytest.mark.parametrize("keys", ["AAABBCD", "AABBC--", "ABCD---", "AAAABBBBCC", "-AB-BA-A", "ABCDEFGH", "AABBCCDD"])
+def test_majority_equals_brute_force(keys: str) -> None:
+    votes = [None if key == "-" else key for key in keys]
+    for right, k in product("ABC", range(1, len(keys) + 1)):
+        found = maj_at_k(votes, [key == right for key in keys], k)
+        assert found == pytest.approx(draws_won(keys, right, k), abs=1e-12), (right, k)
+
+
+@pytest.mark.parametrize(
+    ("right", "expected"),
+    [("A", (0.428571, 0.514286, 0.714286, 1.0)), ("B", (0.285714, 0.276190, 0.285714, 0.0))],
+)
+def test_majority_known_values(right: str, expected: tuple[float, ...]) -> None:
+    found = [maj_at_k("AAABBCD", [key == right for key in "AAABBCD"], k) for k in (1, 3, 5, 7)]
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("keys", "right", "expected"),
     [
@@ -69,47 +137,8 @@ def test_impossible_counts_raise(n: list[int], correct: list[int], k: int) -> No
 )
 def test_majority(keys: str, right: str, expected: float) -> None:
     votes = [None if key == "-" else key for key in keys]
-    assert maj_at_n(votes, [key == right for key in keys]) == pytest.approx(expected)
+    assert maj_at_k(votes, [key == right for key in keys], len(keys)) == pytest.approx(expected)
 
 
 def test_no_vote_is_no_majority() -> None:
-    assert maj_at_n([None, None], [False, False]) is None
-
-
-def test_interval_is_seeded_and_holds_the_mean() -> None:
-    values = np.random.default_rng(0).random(200)
-    first = estimate(values, seed=1)
-    assert first == estimate(values, seed=1) != estimate(values, seed=2)
-    assert first.low < first.value < first.high
-    assert first.value == pytest.approx(values.mean())
-    spread = 1.96 * values.std() / np.sqrt(200)  # the bootstrap of a mean is near normal here
-    assert first.high - first.low == pytest.approx(2 * spread, rel=0.05)
-
-
-def test_interval_covers_the_truth_about_95_times_in_100() -> None:
-    rng = np.random.default_rng(5)
-    hits = 0
-    for seed in range(200):
-        found = estimate(rng.beta(2, 3, 60), seed=seed, resamples=500)
-        hits += found.low <= 0.4 <= found.high
-    assert 180 <= hits <= 199
-
-
-def test_blocks_do_not_change_the_interval_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.random.default_rng(0).random(50)
-    whole = estimate(values, seed=3)
-    monkeypatch.setattr("rlvr.evaluate.pass_at_k._CELLS", 1000)
-    parts = estimate(values, seed=3)
-    assert parts == whole  # the same stream of draws, cut differently
-
-
-@pytest.mark.parametrize(("share", "trials", "low", "high"), [(14 / 30, 30, 0.3023, 0.6386), (0.0, 30, 0.0, 0.1135)])
-def test_wilson(share: float, trials: int, low: float, high: float) -> None:
-    assert wilson(share, trials) == pytest.approx((low, high), abs=1e-4)
-
-
-def test_all_alike_is_not_certainty() -> None:
-    assert estimate(np.zeros(30), seed=0).high == pytest.approx(0.1135, abs=1e-4)
-    assert estimate(np.ones(30), seed=0).low == pytest.approx(1 - 0.1135, abs=1e-4)
-    with pytest.raises(ValueError, match="no question"):
-        estimate([], seed=0)
+    assert maj_at_k([None, None], [False, False], 2) is None

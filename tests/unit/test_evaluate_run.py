@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from rlvr.errors import ConfigError, DataError, EngineError
-from rlvr.evaluate.run import EvalResult, evaluate
+from rlvr.evaluate.run import EvalResult, evaluate, make_gate
+from rlvr.evaluate.samples import fresh
 from rlvr.seeds import stable_seed
 from rlvr.types import I32, Completion, Request, Sampling, Task, Verdict
 
@@ -67,18 +68,10 @@ class Exact:
 
 
 async def run(sampler: Scripted, tasks: Sequence[Task] = TASKS, *, n: int = 4, ks: Sequence[int] = (1, 2), **rest):
-    return await evaluate(
-        tasks,
-        dataset="toy",
-        sampler=sampler,
-        verifiers=Exact(),
-        encoder=Letters(),
-        sampling=Sampling(temperature=0.7, max_tokens=5),
-        n=n,
-        ks=ks,
-        seed=11,
-        **rest,
-    )
+    how = Sampling(temperature=0.7, max_tokens=5)
+    draw = fresh(sampler, Letters(), sampling=how, dataset="toy", seed=11)
+    asked = {"verifiers": Exact(), "max_tokens": 5} | rest
+    return await evaluate(tasks, dataset="toy", draw=draw, n=n, ks=ks, seed=11, **asked)
 
 
 SCRIPT = {"t0": ["0", "0", "5", "5~"], "t1": ["7", "?", "?", "8"], "t2": ["2", "2", "!", "!"]}
@@ -87,19 +80,35 @@ SCRIPT = {"t0": ["0", "0", "5", "5~"], "t1": ["7", "?", "?", "8"], "t2": ["2", "
 async def test_counts_and_estimates_by_hand() -> None:
     result: EvalResult = await run(Scripted(SCRIPT))
     t0, t1, t2 = result.tasks
-    assert (t0.valid, t0.correct, t0.errors, t0.truncated, t0.distinct, t0.length) == (4, 2, 0, 1, 3, 1.25)
-    assert (t1.valid, t1.correct, t1.distinct, t1.majority) == (4, 0, 2, 0.0)
-    assert (t2.valid, t2.correct, t2.errors, t2.distinct, t2.majority) == (2, 2, 2, 1, 1.0)
+    assert (t0.valid, t0.correct, t0.errors, t0.truncated, t0.distinct, t0.length) == (4, 2, {}, 1, 3, 1.25)
+    assert (t1.valid, t1.correct, t1.unparsed, t1.distinct, t1.majority(4)) == (4, 0, 2, 2, 0.0)
+    assert (t2.valid, t2.correct, t2.errors, t2.distinct, t2.majority(4)) == (2, 2, {"crash": 2}, 1, 1.0)
     assert result.scores["pass@1"].value == pytest.approx((0.5 + 0 + 1) / 3)
     assert result.scores["pass@2"].value == pytest.approx((5 / 6 + 0 + 1) / 3)  # 1 - C(2,2)/C(4,2) = 5/6
     assert result.scores["maj@4"].value == pytest.approx((1 + 0 + 1) / 3)
     line = result.record(8)
-    assert {k: line[k] for k in ("step", "dataset", "n", "tasks", "errors", "solved", "truncated", "distinct")} == {
+    assert {
+        k: line[k]
+        for k in (
+            "step",
+            "dataset",
+            "n",
+            "tasks",
+            "errors",
+            "error_kinds",
+            "unparsed",
+            "solved",
+            "truncated",
+            "distinct",
+        )
+    } == {
         "step": 8,
         "dataset": "toy",
         "n": 4,
         "tasks": 3,
         "errors": 2,
+        "error_kinds": {"crash": 2},
+        "unparsed": 2 / 10,
         "solved": 2,
         "truncated": 1 / 12,
         "distinct": 2.0,
@@ -127,8 +136,22 @@ async def test_requests_are_keyed_and_seeded_by_name() -> None:
 
 async def test_the_result_does_not_depend_on_concurrency() -> None:
     one, many = Scripted(SCRIPT, 0.002), Scripted(SCRIPT, 0.002)
-    assert (await run(one, concurrency=1)) == (await run(many, concurrency=2))
+    assert (await run(one, gate=asyncio.Semaphore(1))) == (await run(many, gate=asyncio.Semaphore(2)))
     assert (one.most, many.most) == (1, 2)
+
+
+async def test_long_samples_are_calls_of_their_own() -> None:
+    short, long = Scripted(SCRIPT), Scripted(SCRIPT)
+    seen: list[int] = []
+    whole = await run(short)
+    split = await run(long, max_tokens=5000, progress=lambda rows: seen.append(len(rows)))
+    assert split == whole and seen == [1] * 12
+    assert [len({r.key for r in s.requests}) for s in (short, long)] == [12, 12]
+
+
+def test_the_gate_keeps_engines_busy_and_long_samples_few() -> None:
+    assert make_gate(64, max_tokens=48)._value == 4096 // 64
+    assert make_gate(1, max_tokens=32768, samplers=2)._value == 2 * 256
 
 
 async def test_what_cannot_be_evaluated_is_said() -> None:
@@ -138,7 +161,7 @@ async def test_what_cannot_be_evaluated_is_said() -> None:
         await run(Scripted(SCRIPT), [])
     with pytest.raises(EngineError, match=r"task t0 took more than 0 s \(limits\.group\)"):
         await run(Scripted(SCRIPT, delay=5), limit=0.01)
-    with pytest.raises(EngineError, match=r"no task has 1 or more verdicts without error \(4 errors"):
+    with pytest.raises(EngineError, match=r"no task has 1 or more verdicts without error \(4 errors in all: crash 4\)"):
         await run(Scripted({"t0": "!!!!"}), TASKS[:1])
 
 
@@ -159,15 +182,5 @@ async def test_no_answer_keys_means_no_majority() -> None:
         async def score(self, task: Task, responses: Sequence[str]) -> list[Verdict]:
             return [replace(v, answer_key=None) for v in await super().score(task, responses)]
 
-    result = await evaluate(
-        TASKS,
-        dataset="toy",
-        sampler=Scripted(SCRIPT),
-        verifiers=Keyless(),
-        encoder=Letters(),
-        sampling=Sampling(),
-        n=4,
-        ks=(1,),
-        seed=0,
-    )
+    result = await run(Scripted(SCRIPT), verifiers=Keyless(), ks=(1,))
     assert list(result.scores) == ["pass@1"]
