@@ -9,7 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from rlvr.evaluate.report import LEVELS
+from rlvr.evaluate.report import LEVELS, level
 from rlvr.evaluate.run import EvalResult, Scored, TaskResult
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -47,7 +47,7 @@ def _question(row: TaskResult, *, budget: int) -> dict[str, Any]:
         "truncated": row.truncated,
         "length": row.length,
         "distinct": row.distinct,
-        "meta": {key: str(row.task.meta[key]) for key in LEVELS if row.task.meta.get(key) is not None},
+        "meta": {key: str(level(row.task.meta[key])) for key in LEVELS if row.task.meta.get(key) is not None},
         "answers": [[key, outcome, count] for (key, outcome), count in answers.most_common(ANSWERS)],
         "samples": shown,
         "hidden": len(row.scored) - sum(sample["count"] for sample in shown),

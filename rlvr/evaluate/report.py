@@ -17,7 +17,14 @@ from rlvr.evaluate.pass_at_k import TAUS, g_pass_at_k, mg_pass_at_k, pass_at_k
 from rlvr.evaluate.run import EvalResult, TaskResult, majorities
 
 FORMAT = 1
-LEVELS = ("level", "subject", "numbers")  # keys of a task's meta that a table is made by
+LEVELS = (
+    "level",
+    "subject",
+    "subfield",
+    "type",
+    "problem_type",
+    "numbers",
+)  # keys of a task's meta that a table is made by
 INTERVALS = {
     "low, high": "95 % over questions: studentised bootstrap (Wilson's where all questions are alike)",
     "over_samples": "95 % over samples of the same questions: delete-one jackknife; null where 2k > n, and for maj@k",
@@ -89,10 +96,10 @@ def curve(result: EvalResult, *, seed: int) -> list[Score]:
 
 def levels(result: EvalResult, key: str, *, seed: int) -> list[Score]:
     """avg@n and the largest pass@k by a key of the tasks' meta; nothing where the tasks do not differ in it."""
-    groups: dict[Any, list[TaskResult]] = {}
+    groups: dict[str | int, list[TaskResult]] = {}
     for row in result.tasks:
         if (value := row.task.meta.get(key)) is not None:
-            groups.setdefault(value, []).append(row)
+            groups.setdefault(level(value), []).append(row)
     if len(groups) < 2:
         return []
     most = max(result.ks)
@@ -100,8 +107,13 @@ def levels(result: EvalResult, key: str, *, seed: int) -> list[Score]:
         {"name": str(name), "tasks": len(rows)}
         | {f"avg@{result.n}": _score(pass_at_k, rows, 1, seed=seed)}
         | ({f"pass@{most}": _score(pass_at_k, rows, most, seed=seed)} if most > 1 else {})
-        for name, rows in sorted(groups.items(), key=lambda item: (str(type(item[0])), item[0]))
+        for name, rows in sorted(groups.items(), key=lambda item: (isinstance(item[0], str), item[0]))
     ]
+
+
+def level(value: Any) -> str | int:
+    """What a task's meta says, as a group's name: a list (of a problem's fields) as one text."""
+    return value if isinstance(value, int) else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _score(of: PerQuestion, rows: Sequence[TaskResult], k: int, *, seed: int) -> Score | None:
@@ -121,7 +133,7 @@ def details(row: TaskResult, result: EvalResult) -> dict[str, Any]:
     return {
         "id": row.id, "valid": row.valid, "correct": row.correct, "errors": dict(row.errors),
         "truncated": row.truncated, "unparsed": row.unparsed, "distinct": row.distinct, "length": row.length,
-        "majority": votes, **{key: row.task.meta[key] for key in LEVELS if row.task.meta.get(key) is not None},
+        "majority": votes, **{key: level(row.task.meta[key]) for key in LEVELS if row.task.meta.get(key) is not None},
     }  # fmt: skip
 
 

@@ -30,7 +30,12 @@ def result(rows: Sequence[str], *, name: str = "arith[metic]") -> EvalResult:
     """A task a word: r right, w wrong, x another wrong answer, ? unparsed, ! error; the first three are level 1."""
     tasks = []
     for i, word in enumerate(rows):
-        task = Task(f"t{i}", f"{EVIL} {i}", EVIL, meta={"level": 1 if i < 3 else 2, "where": "here"})
+        task = Task(
+            f"t{i}",
+            f"{EVIL} {i}",
+            EVIL,
+            meta={"level": 1 if i < 3 else 2, "where": "here", "type": ["a", "b"] if i else ["c"]},
+        )
         verdicts = [
             Verdict(0.0, False, error="timeout", parsed=False)
             if c == "!"
@@ -73,6 +78,7 @@ def test_the_document_by_hand() -> None:
     values = [point["value"] for point in one["curve"]]
     assert values == sorted(values) and values[-1] == pytest.approx(3 / 4)  # over the four tasks that have all four
     assert [(row["name"], row["tasks"]) for row in one["levels"]["level"]] == [("1", 3), ("2", 2)]
+    assert [row["name"] for row in one["levels"]["type"]] == ["a, b", "c"]
     assert one["levels"]["level"][0]["avg@4"]["value"] == pytest.approx(6 / 12)
 
 
