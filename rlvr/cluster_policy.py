@@ -56,6 +56,10 @@ class RayPolicy:
             metrics = (await self._call("step", batch.rows, args))[0]
         return {f"train/{name}": value for name, value in metrics.items()}
 
+    async def move_reference(self, *, alpha: float, reset_optimizer: bool) -> None:
+        """See `protocols.Policy`."""
+        await self._every("move_reference", alpha, reset_optimizer)
+
     async def save(self, path: Path) -> None:
         """Every rank writes its part below `path`."""
         await self._every("save", str(path))

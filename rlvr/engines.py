@@ -14,8 +14,8 @@ from rlvr.cluster_policy import RayPolicy, RaySync
 from rlvr.cluster_samplers import SamplerPool
 from rlvr.methods import build_methods
 from rlvr.recipe import Limits, Recipe, Resources
+from rlvr.reference import uses_reference
 from rlvr.seeds import stable_seed
-from rlvr.update import REFERENCE
 
 if TYPE_CHECKING:
     from rlvr.engine.deepspeed_setup import PolicySpec
@@ -171,7 +171,6 @@ def rank_specs(recipe: Recipe, *, model_path: str, project: Path) -> list[Policy
 
     r, model = recipe.resources, recipe.model
     hooks = build_methods(recipe, project=project).hooks
-    asked = any(name.startswith(REFERENCE) for hook in hooks for name in hook.needs)
     return [
         PolicySpec(
             model_path=model_path,
@@ -186,7 +185,8 @@ def rank_specs(recipe: Recipe, *, model_path: str, project: Path) -> list[Policy
             kl=recipe.kl,
             addons=recipe.explore,
             project=str(project),
-            reference=recipe.kl.coef > 0 or asked,
+            reference=uses_reference(recipe.kl, hooks),
+            reference_update=recipe.reference.update,
             seed=recipe.seed,
             rank=rank,
             world_size=r.trainers,

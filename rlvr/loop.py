@@ -12,6 +12,7 @@ from rlvr.credit import assign_credit, shape_rewards
 from rlvr.explore.base import Draw
 from rlvr.parts import Loop
 from rlvr.recipe import Recipe
+from rlvr.reference import move_reference
 from rlvr.rollout.groups import drop_reason
 from rlvr.seeds import stable_seed
 from rlvr.types import Group, Metrics, Row, Sampling
@@ -30,9 +31,10 @@ async def train(loop: Loop) -> None:
             generated = time.perf_counter()
             if evaluation is not None and loop.recipe.resources.colocate:
                 await evaluation  # training takes the samplers' memory
+            moved = await move_reference(loop.reference, loop.policy, step=loop.step, scores=loop.observer.scores)
             streamed = await with_streams(groups, loop.policy, loop.recipe, loop.addons)
             groups = credit(streamed.groups, loop)
-            metrics = group_metrics(groups, version=loop.step) | await learn(loop, groups, streamed)
+            metrics = moved | group_metrics(groups, version=loop.step) | await learn(loop, groups, streamed)
             loop.step += 1
             for addon in loop.addons:  # the only place where their state changes
                 metrics |= prefixed(addon.name, addon.observe(groups, metrics))

@@ -60,7 +60,9 @@ class RunObserver:
 
     async def _settled(self, task: asyncio.Task[None], step: int) -> None:
         """Wait for an evaluation, but not when the run is to end, or when it cannot end before the next push."""
-        others = [asyncio.ensure_future(event.wait()) for event in (self.blocked, self.stop)]
+        # A reference that moves on a plateau needs the score: a run that was stopped must decide as one that was not.
+        events = (self.blocked,) if self.recipe.reference.update == "plateau" else (self.blocked, self.stop)
+        others = [asyncio.ensure_future(event.wait()) for event in events]
         await asyncio.wait({task, *others}, return_when=asyncio.FIRST_COMPLETED)
         for other in others:
             other.cancel()
@@ -116,6 +118,7 @@ class RunObserver:
         state: dict[str, Any] = {
             "update": loop.update,
             "version": loop.step,
+            "reference": loop.reference.state_dict(),
             "addons": {addon.name: addon.state_dict() for addon in loop.addons},
             "metrics": {k: v for k, v in metrics.items() if not k.startswith("time/")},
             "digests": dict(self.digests),
@@ -133,17 +136,16 @@ class RunObserver:
         keep = self.recipe.checkpoint
         checkpoint.prune(self.folder.checkpoints, keep=keep.keep, best=self.best() if keep.best else None)
 
+    def scores(self) -> list[tuple[int, float]]:
+        """(step, score) of every evaluation of the first dataset so far; the score is its pass@k, smallest k."""
+        name, key = next(iter(self.eval_sets), None), f"pass@{min(self.recipe.evaluate.k)}"
+        records = read(self.folder.evals)
+        return [(record["step"], record[key]["value"]) for record in records if record["dataset"] == name]
+
     def best(self) -> int | None:
         """The step with a checkpoint whose evaluation (first dataset, first k) is highest; the earlier of equals."""
-        if not self.eval_sets:
-            return None
-        name, key = next(iter(self.eval_sets)), f"pass@{min(self.recipe.evaluate.k)}"
         there = set(checkpoint.steps(self.folder.checkpoints))
-        scores = {
-            record["step"]: record[key]["value"]
-            for record in read(self.folder.evals)
-            if record["dataset"] == name and record["step"] in there
-        }
+        scores = {step: score for step, score in self.scores() if step in there}
         return max(scores, key=lambda step: (scores[step], -step), default=None)
 
 

@@ -12,6 +12,7 @@ from rlvr.buffer import Buffer
 from rlvr.engine.protocols import Policy, WeightSync
 from rlvr.explore.base import AddOn, Context, Sample
 from rlvr.recipe import Recipe
+from rlvr.reference import ReferenceSchedule
 from rlvr.surrogates.base import Surrogate
 from rlvr.types import Group, Metrics, Task
 
@@ -29,6 +30,10 @@ class Observer(Protocol):
 
     def commit(self, partial: Path | None) -> None:
         """The step is recorded: its checkpoint may stand."""
+        ...
+
+    def scores(self) -> Sequence[tuple[int, float]]:
+        """(step, score) of the evaluations that have ended, in order: the first dataset's pass@k, smallest k."""
         ...
 
     def evaluate(self, step: int) -> Awaitable[None] | None:
@@ -49,6 +54,7 @@ class Loop:
     context: Context
     observer: Observer
     surrogate: Surrogate
+    reference: ReferenceSchedule
     addons: Sequence[AddOn] = ()  # the estimator and the surrogate among them, in the order of application
     step: int = 0  # steps done = weight version served
     update: int = 0  # optimizer updates done

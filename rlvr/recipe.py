@@ -134,11 +134,22 @@ class Objective(Method):
 
 
 class KL(Strict):
-    """KL to the reference model (the initial weights)."""
+    """KL to the reference model: the initial weights, or what `reference:` makes of them."""
 
     coef: NonNegativeFloat = 0.0
     estimator: Literal["k1", "k2", "k3"] = "k3"
     where: Literal["loss", "reward"] = "loss"
+    gradient: Literal["k2", "k3"] | None = None  # in the loss: follow another one's gradient; null: the estimator's
+    importance: bool = False  # in the loss: times the policy's ratio, with the gradient through it
+
+
+class Reference(Strict):
+    """How the reference model follows the policy; see `rlvr/reference.py`."""
+
+    update: Literal["never", "every", "plateau", "average"] = "never"
+    steps: PositiveInt | None = None  # between two moves (every, average)
+    alpha: float = Field(0.6, gt=0.0, le=1.0)  # share of the policy (average)
+    patience: PositiveInt = 3  # evaluations without a new best (plateau)
 
 
 class Overlong(Strict):
@@ -239,6 +250,7 @@ class Recipe(Strict):
     advantage: Advantage = Advantage()
     objective: Objective = Objective()
     kl: KL = KL()
+    reference: Reference = Reference()
     overlong: Overlong = Overlong()
     explore: tuple[AddOnSpec, ...] = ()
     optimizer: Optimizer = Optimizer()

@@ -22,6 +22,7 @@ from rlvr.observer import RunObserver
 from rlvr.parts import Loop
 from rlvr.prompting import Prompter
 from rlvr.recipe import Recipe
+from rlvr.reference import ReferenceSchedule
 from rlvr.resume import same_recipe
 from rlvr.rollout.groups import flat_groups
 from rlvr.run_data import RunData, eval_names, read_data
@@ -190,6 +191,7 @@ def build_loop(
         surrogate=methods.surrogate,
         addons=methods.hooks,
         stop=stop,
+        reference=ReferenceSchedule(recipe.reference),
     )
     return loop, observer
 
@@ -220,6 +222,7 @@ async def restore(loop: Loop, saved: checkpoint.Saved, observer: RunObserver) ->
     loop.buffer.load_state_dict(dict(saved.buffer))
     for addon in loop.addons:
         addon.load_state_dict(saved.state["addons"].get(addon.name, {}))
+    loop.reference.load_state_dict(saved.state.get("reference", {}))
     observer.last_saved = saved.step
     for name, digest in saved.state["digests"].items():
         if observer.digests.get(name, digest) != digest:

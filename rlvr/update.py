@@ -13,14 +13,14 @@ from rlvr.explore.base import AddOn, Update
 from rlvr.objectives.reduce import row_scales
 from rlvr.objectives.schedule import learning_rate
 from rlvr.recipe import Recipe
+from rlvr.reference import REFERENCE
 from rlvr.seeds import stable_seed
 from rlvr.surrogates.base import Surrogate
 from rlvr.types import F32, Group, Metrics, Plan, Row, Streams, TokenBatch
 
-REFERENCE = "ref_"  # a stream "ref_x" is "x" of the reference model
 OLD = "old_"  # a stream "old_x" is "x" of the policy at the start of the step
 OLD_LOGP = "old_logp"
-COUNTS = frozenset({"tokens", "skipped_updates", "nonfinite_tokens", "active", "candidates"})
+COUNTS = frozenset({"tokens", "skipped_updates", "zero_updates", "nonfinite_tokens", "active", "candidates"})
 PER_UPDATE = frozenset({"loss", "grad_norm", "lr"})  # numbers of an update, not of its tokens
 
 

@@ -16,7 +16,8 @@ from torch import nn
 from rlvr.engine import deepspeed_state as state
 from rlvr.engine.deepspeed_env import environment
 from rlvr.engine.deepspeed_loss import Losses, Totals, filler, pick
-from rlvr.engine.deepspeed_setup import PolicySpec, join, leave, make_engine, make_reference
+from rlvr.engine.deepspeed_reference import ReferenceModel
+from rlvr.engine.deepspeed_setup import PolicySpec, join, leave, make_engine
 from rlvr.engine.forward import TokenStreams, forward, own_part
 from rlvr.errors import EngineError
 from rlvr.methods import build_addons, build_objective
@@ -37,7 +38,7 @@ class RankPolicy:
         torch.manual_seed(spec.seed + spec.rank)
         self.engine = make_engine(spec)
         self.device = torch.device(self.engine.device)
-        self.reference = make_reference(spec, self.device) if spec.reference else None
+        self.reference = ReferenceModel(spec, self.device) if spec.reference else None
         project = Path(spec.project)
         surrogate, correction = build_objective(spec.objective, seed=spec.seed, project=project)
         addons = build_addons(spec.addons, seed=spec.seed, project=project)
@@ -56,6 +57,10 @@ class RankPolicy:
         return self._model.lm
 
     @property
+    def _moves(self) -> bool:
+        return self.reference is not None and self.spec.reference_update != "never"
+
+    @property
     def _model(self) -> TokenStreams:
         return self.engine.module
 
@@ -70,9 +75,7 @@ class RankPolicy:
 
         An empty micro-batch is a filler. Raises EngineError for the reference where none was loaded.
         """
-        net = self.engine if model == "policy" else self.reference
-        if net is None:
-            raise EngineError("the reference model was asked for, but the recipe loads none (`kl.coef` is 0)")
+        net = self.engine if model == "policy" else self._reference().net
         net.eval()
         found: dict[int, dict[str, F32]] = {}
         for index in micro:
@@ -95,7 +98,7 @@ class RankPolicy:
 
         `scale`, `sft_scale` and `plan.marks[name]` are indexed by position in `rows`. The metrics are those of
         the whole update, the same on every rank. A gradient that is not finite changes nothing and counts as
-        `skipped_updates`.
+        `skipped_updates`; one that is exactly 0 is stepped like any other and counts as `zero_updates`.
         """
         self.engine.train()
         grad = frozenset({"logp"}) | self._token_needs
@@ -114,7 +117,19 @@ class RankPolicy:
     def _outcome(self) -> Metrics:
         norm = self._guard.norm if self._guard else float(self.engine.get_global_grad_norm())
         finite = math.isfinite(norm) and norm >= 0
-        return {"skipped_updates": float(not finite)} | ({"grad_norm": norm} if finite else {})
+        counts = {"skipped_updates": float(not finite), "zero_updates": float(norm == 0.0)}
+        return counts | ({"grad_norm": norm} if finite else {})
+
+    def _reference(self) -> ReferenceModel:
+        if self.reference is None:
+            raise EngineError("the reference model was asked for, but the recipe loads none (`kl.coef` is 0)")
+        return self.reference
+
+    def move_reference(self, alpha: float, reset_optimizer: bool) -> None:
+        """See `protocols.Policy`."""
+        self._reference().follow(self.module, alpha=alpha)
+        if reset_optimizer:
+            state.forget(self.engine.basic_optimizer)
 
     def _forward(
         self, net: nn.Module, rows: Sequence[Row], *, needs: frozenset[str], grad: frozenset[str] = frozenset()
@@ -130,14 +145,19 @@ class RankPolicy:
     def save(self, path: str | Path) -> None:
         """Write the whole state below `path`, and `path/model`: the weights as a Hugging Face folder.
 
-        The latter adds a seventh (bfloat16) to the size and makes `rlvr export` a copy on one process.
+        The latter adds a seventh (bfloat16) to the size and makes `rlvr export` a copy on one process. A reference
+        that moves is written as well; one that does not is the model of the recipe.
         """
         state.save(self.engine, Path(path), self._identity())
         self.export(Path(path) / state.MODEL)
+        if self._moves:
+            self._reference().save(Path(path))
 
     def restore(self, path: str | Path) -> None:
         """Read what `save` wrote, bit for bit; raises CheckpointError where it does not fit this rank."""
         state.restore(self.engine, Path(path), self._identity())
+        if self._moves:
+            self._reference().restore(Path(path))
 
     def export(self, path: str | Path) -> None:
         """Write a Hugging Face folder (safetensors and config, no tokenizer); rank 0 writes."""
@@ -162,14 +182,14 @@ class RankPolicy:
         """Move weights and optimizer state to the host (colocation); no-op on a CPU."""
         if self.device.type != "cpu":
             state.offload(self.engine, self.zero_stage)
-            if isinstance(self.reference, TokenStreams):
+            if self.reference is not None:
                 self.reference.to("cpu")
 
     def reload(self) -> None:
         """Inverse of `offload`."""
         if self.device.type != "cpu":
             state.reload(self.engine, self.zero_stage)
-            if isinstance(self.reference, TokenStreams):
+            if self.reference is not None:
                 self.reference.to(self.device)
 
     def close(self) -> None:

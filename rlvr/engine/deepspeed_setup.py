@@ -44,8 +44,8 @@ class PolicySpec:
     kl: KL = field(default_factory=KL)
     addons: tuple[AddOnSpec, ...] = ()
     project: str = "."
-    reference: bool = False  # load a frozen reference model
-    reference_path: str | None = None  # where from (default: model_path)
+    reference: bool = False  # load a second, frozen copy of the model
+    reference_update: Literal["never", "every", "plateau", "average"] = "never"  # `reference.update` of the recipe
     seed: int = 0
     rank: int = 0
     world_size: int = 1
@@ -199,21 +199,4 @@ def make_engine(spec: PolicySpec) -> Any:
     if spec.gradient_checkpointing:
         model.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     engine, *_ = deepspeed.initialize(model=model, optimizer=make_optimizer(spec, model), config=config)
-    return engine
-
-
-def make_reference(spec: PolicySpec, device: torch.device) -> Any:
-    """The frozen reference: replicated, but partitioned like the policy under ZeRO-3 (where it would not fit)."""
-    import deepspeed
-
-    config = ds_config(spec)
-    model = load_model(spec, spec.reference_path or spec.model_path, config).requires_grad_(False).eval()
-    if spec.zero_stage < 3:
-        return model.to(device)
-    zero = {"stage": 3} | {k: v for k, v in config["zero_optimization"].items() if k == "offload_param"}
-    frozen = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, "steps_per_print": 2**31}
-    if "bf16" in config:
-        frozen["bf16"] = {"enabled": True}
-    engine, *_ = deepspeed.initialize(model=model, config=frozen)
-    engine.eval()
     return engine

@@ -103,10 +103,11 @@ def is_sharded(p: nn.Parameter) -> bool:
 
 def weights(lm: nn.Module) -> list[torch.Tensor]:
     """Host copies of every parameter: this rank's shard under ZeRO-3."""
-    return [_local(p).detach().to("cpu", copy=True) for p in lm.parameters()]
+    return [local(p).detach().to("cpu", copy=True) for p in lm.parameters()]
 
 
-def _local(p: Any) -> torch.Tensor:
+def local(p: Any) -> torch.Tensor:
+    """What this rank holds of `p`: its shard under ZeRO-3, else all of it."""
     return p.ds_tensor if is_sharded(p) else p
 
 
@@ -128,7 +129,16 @@ def put_back(lm: nn.Module, before: list[torch.Tensor]) -> None:
     for p, old in zip(parameters, before, strict=True):
         if is_sharded(p):
             p.partition()  # a small parameter may be kept whole between uses: the next use gathers it anew
-        _local(p).copy_(old)
+        local(p).copy_(old)
+
+
+@torch.no_grad()
+def forget(optimizer: torch.optim.Optimizer) -> None:
+    """The optimizer as before its first step: moments and step counts 0. Master weights stay."""
+    for values in optimizer.state.values():
+        for value in values.values():
+            if isinstance(value, torch.Tensor):
+                value.zero_()
 
 
 def offload(engine: Any, zero_stage: int) -> None:

@@ -38,6 +38,10 @@ class Policy(Protocol):
         """One optimizer update."""
         ...
 
+    async def move_reference(self, *, alpha: float, reset_optimizer: bool) -> None:
+        """ref <- alpha * policy + (1 - alpha) * ref; moments and step count of the optimizer to 0 if asked for."""
+        ...
+
     async def save(self, path: Path) -> None:
         """Write model, optimizer and (if it moves) reference below `path`."""
         ...

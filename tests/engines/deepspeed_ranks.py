@@ -26,6 +26,7 @@ STAGES: dict[str, tuple[str, Mapping[str, Any]]] = {
     "bf16_zero0": ("bfloat16", {"stage": 0}),
     "bf16_zero2": ("bfloat16", {"stage": 2}),
     "bf16_zero3": ("bfloat16", ZERO3),
+    "zero3_kept": ("float32", {"stage": 3}),  # small parameters stay whole between uses
 }
 Out = dict[str, Any]
 
@@ -206,6 +207,72 @@ def reference(place: Mapping[str, Any], stage: str) -> Out:
     return out
 
 
+def with_reference(policy: Any, table: Sequence[Any]) -> list[Any]:
+    """The rows with the reference's log-probs, measured as the loop would."""
+    found = policy.measure(table, [tuple(range(len(table)))], frozenset({"logp"}), "reference")
+    return [replace(row, streams={**row.streams, "ref_logp": found[i]["logp"]}) for i, row in enumerate(table)]
+
+
+def only_kl(table: Sequence[Any]) -> list[Any]:
+    """The rows with advantages that are all 0 and without a supervised channel."""
+    return [replace(row, advantages=0 * row.advantages, sft_weight=None) for row in table]
+
+
+def moments(policy: Any) -> list[float]:
+    """The largest size of each tensor of the optimizer's state, step counts included."""
+    states = policy.engine.basic_optimizer.state.values()
+    return [float(v.abs().max()) for values in states for v in values.values() if hasattr(v, "abs")]
+
+
+def moving(place: Mapping[str, Any], stage: str) -> Out:
+    """A reference that is reset or averaged: KL, gradient, moments; saved, changed, and read back."""
+    from rlvr.engine.deepspeed_policy import RankPolicy
+    from rlvr.recipe import KL
+
+    folder = Path(place["folder"]) / f"moving-{stage}-{place['world_size']}"
+    kl = KL(coef=1.0, estimator="k3", gradient="k2")
+    out: Out = {}
+    policy = RankPolicy(spec(place, stage, reference=True, reference_update="average", kl=kl))
+    out["start"] = parameters(policy)
+    for number in range(2):
+        update(policy, with_reference(policy, rows()), number)
+    out["apart"] = update(policy, only_kl(with_reference(policy, rows())), 2)
+    out["theta"] = parameters(policy)
+    policy.move_reference(0.25, False)
+    out["averaged"] = whole_reference(policy)
+    out["moments_kept"] = moments(policy)
+    policy.save(folder)
+    policy.move_reference(0.25, False)
+    out["averaged_twice"] = whole_reference(policy)
+    policy.restore(folder)
+    out["restored"] = whole_reference(policy)
+    policy.move_reference(0.25, False)
+    out["restored_and_averaged"] = whole_reference(policy)
+    fresh = RankPolicy(spec(place, stage, reference=True, reference_update="average", kl=kl))
+    fresh.restore(folder)
+    out["fresh"] = whole_reference(fresh)
+    fresh.move_reference(0.25, False)
+    out["fresh_and_averaged"] = whole_reference(fresh)
+    fresh.close()
+    policy.move_reference(1.0, True)
+    out |= {"reset": whole_reference(policy), "moments": moments(policy)}
+    out["scores"] = [measured(policy, rows(4)), measured(policy, rows(4), "reference")]
+    out["together"] = update(policy, only_kl(with_reference(policy, rows())), 3)
+    policy.close()
+    return out
+
+
+def whole_reference(policy: Any) -> list[float]:
+    """All weights of the reference, gathered."""
+    from rlvr.engine.deepspeed_state import whole
+
+    flat: list[float] = []
+    for p in policy.reference.model.parameters():
+        with whole(p):
+            flat += p.detach().float().flatten().tolist()
+    return flat
+
+
 def memory(place: Mapping[str, Any], stage: str) -> Out:
     """The largest tensors that forward and backward make, tied and untied, with ranks that need unequal chunks."""
     from rlvr.engine.deepspeed_policy import RankPolicy
@@ -233,6 +300,7 @@ def memory(place: Mapping[str, Any], stage: str) -> Out:
 
 SECTIONS: dict[str, Callable[[Mapping[str, Any], str], Out]] = {
     "training": training, "plain": plain, "state": state, "noise": noise, "reference": reference, "memory": memory,
+    "moving": moving,
 }  # fmt: skip
 
 

@@ -20,7 +20,10 @@ PLUGINS = (*BASE, "rlvr.plugins")
 SEAM = (*BASE, "rlvr.engine.protocols", "rlvr.explore.base", "rlvr.objectives.*")
 BASES = ("rlvr.advantages.base", "rlvr.surrogates.base", "rlvr.corrections.base")
 METHOD = (*BASE, "rlvr.explore.base", "rlvr.objectives.*")  # siblings never import each other
-FLOW = (*SEAM, "rlvr.surrogates.base", "rlvr.rollout.*", "rlvr.buffer", "rlvr.batching", "rlvr.credit", "rlvr.update")
+FLOW = (
+    *SEAM, "rlvr.surrogates.base", "rlvr.rollout.*", "rlvr.buffer", "rlvr.batching", "rlvr.credit", "rlvr.update",
+    "rlvr.reference",
+)  # fmt: skip
 
 # The first row that matches a module says what it may import of ours. The last rows are the top layer.
 MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -51,6 +54,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("rlvr.batching", FLOW),
     ("rlvr.credit", FLOW),
     ("rlvr.update", FLOW),
+    ("rlvr.reference", FLOW),
     ("rlvr.parts", FLOW),
     ("rlvr.loop", (*FLOW, "rlvr.parts")),
     ("rlvr.checkpoint", (*FLOW, "rlvr.track.*")),

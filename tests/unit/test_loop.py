@@ -19,6 +19,7 @@ from rlvr.explore.base import Knobs as AddOnKnobs
 from rlvr.loop import train
 from rlvr.parts import Loop
 from rlvr.recipe import Recipe
+from rlvr.reference import ReferenceSchedule
 from rlvr.surrogates.clip import Clip
 from rlvr.types import Group, Metrics, Plan, Streams, Task, TokenBatch
 from tests.unit.rows import make_group
@@ -81,6 +82,9 @@ class Recorder:
         assert partial is not None and self.lines[-1][0] == int(str(partial))  # never before its lines
         self.saved.append(int(str(partial)))
 
+    def scores(self) -> list[tuple[int, float]]:
+        return []
+
     def evaluate(self, step: int) -> Awaitable[None] | None:
         async def run() -> None:
             await asyncio.sleep(0.005)
@@ -124,6 +128,7 @@ def make_loop(r: Recipe, *, seed: int = 0, addons: Sequence[AddOn] = ()) -> tupl
         observer=recorder,
         surrogate=Clip(Clip.Config()),
         addons=addons,
+        reference=ReferenceSchedule(r.reference),
     )
     return loop, policy, recorder
 
