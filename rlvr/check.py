@@ -6,16 +6,18 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rlvr import catalog, methods
+from rlvr.check_reference import kl_problems, reference_problems
 from rlvr.compatibility import conflicts
 from rlvr.config import DEFAULT, Resolved, source_of
 from rlvr.engine.vllm_args import CPU_OWNED, OWNED
 from rlvr.errors import ConfigError
+from rlvr.explore.base import AddOn
 from rlvr.plugins import load_plugin, machine_problem
+from rlvr.problems import Problem, error, warning
 from rlvr.recipe import Data, Model, Prompt, Recipe, Resources, Scratch, SftRecipe, Source, Verifier
 from rlvr.words import shorten
 
@@ -30,25 +32,6 @@ DEEPSPEED_OWNED = {
     "scheduler": "optimizer.schedule and optimizer.warmup",
 }
 GIB = 1024**3
-
-
-@dataclass(frozen=True)
-class Problem:
-    """An error stops the run; a warning is worth knowing. `key` is dotted."""
-
-    level: Literal["error", "warning"]
-    key: str
-    message: str
-
-
-def error(key: str, message: str) -> Problem:
-    """A problem that stops the run."""
-    return Problem("error", key, message)
-
-
-def warning(key: str, message: str) -> Problem:
-    """A problem that is worth knowing."""
-    return Problem("warning", key, message)
 
 
 def problems(recipe: Recipe | SftRecipe, *, project: Path, machine: bool = False) -> list[Problem]:
@@ -233,8 +216,7 @@ def _objective(recipe: Recipe) -> Iterator[Problem]:
         yield warning(
             "objective.constant", f"{given}: the gradient is {limit / (objective.constant or limit):.3g} times as large"
         )
-    if recipe.kl.coef > 0 and recipe.kl.where == "loss" and recipe.kl.estimator == "k1":
-        yield error("kl.estimator", "k1 has a gradient of mean zero in the loss: use k2 or k3, or `where: reward`")
+    yield from kl_problems(recipe.kl)
     if recipe.overlong.kind == "shape" and recipe.overlong.buffer >= limit:
         given = f"got {recipe.overlong.buffer}, with sampling.max_tokens: {limit}"
         yield error("overlong.buffer", f"{given}; the soft penalty needs room before it begins")
@@ -273,6 +255,7 @@ def _plugins(recipe: Recipe, *, project: Path) -> Iterator[Problem]:
     read, complaints = methods.read_methods(recipe, project=project)
     yield from (error(c.key, c.text) for c in complaints)
     yield from (Problem(level, key, text) for level, key, text in conflicts(recipe, read))
+    yield from reference_problems(recipe, [hook for hook in (one.build() for one in read) if isinstance(hook, AddOn)])
 
 
 def _vllm(recipe: Recipe) -> Iterator[Problem]:

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rlvr import config
-from rlvr.errors import ConfigError
+from rlvr.errors import CheckpointError, ConfigError
 from rlvr.recipe import Recipe, SftRecipe
 from rlvr.track.run_dir import RunDir
 
+REFERENCE_MODEL = "the reference model"  # among the digests of a checkpoint
 FREE = (  # keys that decide nothing of what is trained
     *("checkpoint.every", "checkpoint.keep", "checkpoint.best"),
     *("evaluate", "track", "limits", "resources.address"),
 )
+
+
+def same_reference(now: Mapping[str, str], before: Mapping[str, str]) -> None:
+    """Raise CheckpointError where the folder that pi_ref comes from has other weights than when the run was saved.
+
+    Both are digests by name, as in the checkpoint; the others may differ and are only warned of.
+    """
+    old = before.get(REFERENCE_MODEL)
+    if old is not None and now.get(REFERENCE_MODEL) != old:
+        raise CheckpointError(
+            f"the reference model is not the one that the run was saved with: its digest was {old[:12]}, it is "
+            f"{now.get(REFERENCE_MODEL, 'none')[:12]}. Put the folder of `model.path` (or `checkpoint.start_from`) "
+            "back as it was, or start a new run from this one's weights (`checkpoint.start_from`)."
+        )
 
 
 def same_recipe(recipe: Recipe | SftRecipe, *, folder: RunDir) -> None:

@@ -23,7 +23,7 @@ from rlvr.parts import Loop
 from rlvr.prompting import Prompter
 from rlvr.recipe import Recipe
 from rlvr.reference import ReferenceSchedule
-from rlvr.resume import same_recipe
+from rlvr.resume import same_recipe, same_reference
 from rlvr.rollout.groups import flat_groups
 from rlvr.run_data import RunData, eval_names, read_data
 from rlvr.seeds import stable_seed
@@ -123,6 +123,8 @@ async def _run(
 ) -> Outcome:
     async with AsyncExitStack() as stack:
         stack.enter_context(data.verifiers)
+        if saved is not None:
+            same_reference(data.digests, saved.state["digests"])
         note = tracker.display.note
         stop = stack.enter_context(Stop(note))
         for warning in data.warnings:

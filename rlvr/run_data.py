@@ -8,10 +8,14 @@ from pathlib import Path
 
 from rlvr import catalog, methods
 from rlvr.errors import ConfigError, DataError
+from rlvr.evaluate.cache import DIGESTS, model_digest
+from rlvr.explore.base import AddOn
 from rlvr.models import load_tokenizer, resolve_model
 from rlvr.overlap import without_overlap
 from rlvr.prompting import Prompter
 from rlvr.recipe import Data, Recipe
+from rlvr.reference import uses_reference
+from rlvr.resume import REFERENCE_MODEL
 from rlvr.rows import Dataset
 from rlvr.tasks import TaskStream, counts, load_tasks
 from rlvr.types import Task
@@ -74,7 +78,8 @@ def read_data(recipe: Recipe, *, project: Path) -> RunData:
         stream=TaskStream(train, weights, seed=recipe.seed),
         eval_sets=held_out,
         verifiers=pool,
-        digests=plugin_digests(recipe, specs=specs, project=project),
+        digests=plugin_digests(recipe, specs=specs, project=project)
+        | reference_digest(recipe, model_path=model_path, project=project),
         longest_prompt=longest,
         warnings=notes,
     )
@@ -131,6 +136,15 @@ def plugin_digests(recipe: Recipe, *, specs: Mapping[str, object], project: Path
     found += [catalog.find("rewards", name, project=project) for name in specs]
     found += [methods.find(family, spec.kind, project=project) for _, family, spec in methods.places(recipe)]
     return {f"{f.name} ({f.path.name})": f.digest for f in found}
+
+
+def reference_digest(recipe: Recipe, *, model_path: str, project: Path) -> dict[str, str]:
+    """What pi_ref is, where there is one that never moves: one that moves is in the checkpoint itself."""
+    read, _ = methods.read_methods(recipe, project=project)
+    hooks = [hook for hook in (one.build() for one in read) if isinstance(hook, AddOn)]
+    if recipe.reference.update != "never" or not uses_reference(recipe.kl, hooks):
+        return {}
+    return {REFERENCE_MODEL: model_digest(model_path, revision=recipe.model.revision, memory=project / DIGESTS)}
 
 
 def some(problems: Iterable[str]) -> list[str]:

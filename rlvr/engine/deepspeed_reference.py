@@ -55,17 +55,10 @@ class ReferenceModel:
 
     def save(self, path: Path) -> None:
         """Write this rank's weights below `path/reference` (one file for all ranks where they are replicas)."""
-        file = self._file(path)
-        if self._spec.zero_stage < 3 and self._spec.rank > 0:
-            return
-        from safetensors.torch import save_file
-
-        file.parent.mkdir(parents=True, exist_ok=True)
-        weights = self._average or {name: _host(p) for name, p in self._parameters()}
-        try:
-            save_file(weights, file)
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(f"{file} cannot be written: {error}. Free some space and resume the run.") from error
+        if self._spec.zero_stage == 3 or self._spec.rank == 0:
+            _write(self._file(path), self._average or {name: _host(p) for name, p in self._parameters()})
+        if self._spec.world_size > 1:
+            torch.distributed.barrier()  # nobody reads what is not there yet
 
     @torch.no_grad()
     def restore(self, path: Path) -> None:
@@ -113,6 +106,16 @@ def _load(spec: PolicySpec, device: torch.device) -> Any:
     engine, *_ = deepspeed.initialize(model=model, config=frozen)
     engine.eval()
     return engine
+
+
+def _write(file: Path, weights: dict[str, torch.Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(weights, file)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{file} cannot be written: {error}. Free some space and resume the run.") from error
 
 
 def _host(p: nn.Parameter) -> torch.Tensor:

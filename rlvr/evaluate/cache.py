@@ -20,10 +20,12 @@ from rlvr.models import EXPORT_NOTE
 from rlvr.prompting import messages_of
 from rlvr.recipe import Prompt
 from rlvr.track.journal import Journal, read
-from rlvr.track.run_dir import hold
+from rlvr.track.run_dir import ROOT, hold
 from rlvr.types import Sampling, Task
 
 FORMAT = 1
+SAMPLES = ROOT / "samples"
+DIGESTS = SAMPLES / "digests.json"  # `memory` of `model_digest`, below the project
 HASHED = ("*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.txt", "*.py")  # what makes a model folder
 
 

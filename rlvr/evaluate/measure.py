@@ -14,7 +14,7 @@ from rich.text import Text
 from rlvr import check
 from rlvr.engine.protocols import Sampler
 from rlvr.errors import ConfigError, DataError
-from rlvr.evaluate.cache import SampleCache, cached, missing, model_digest
+from rlvr.evaluate.cache import DIGESTS, SAMPLES, SampleCache, cached, missing, model_digest
 from rlvr.evaluate.progress import Counter
 from rlvr.evaluate.run import EvalResult, call_size, evaluate, make_gate, together
 from rlvr.evaluate.samples import Draw, fresh
@@ -28,8 +28,6 @@ from rlvr.stop import Stop
 from rlvr.track.run_dir import ROOT
 from rlvr.types import Sampling, Task
 from rlvr.verify.pool import VerifierPool, verifier_specs
-
-SAMPLES = ROOT / "samples"
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ async def measure(target: Target, *, project: Path, console: Console) -> tuple[l
     path = resolve_model(recipe.model.path, project=project)
     read = eval_tasks(recipe.data, project=project)
     tasks = _limited(read, target.settings, limit=recipe.evaluate.tasks)
-    digest = model_digest(path, revision=recipe.model.revision, memory=project / SAMPLES / "digests.json")
+    digest = model_digest(path, revision=recipe.model.revision, memory=project / DIGESTS)
     async with AsyncExitStack() as stack:
         verifiers = stack.enter_context(_verifiers(recipe, tasks, project=project))
         stop = stack.enter_context(Stop(say))

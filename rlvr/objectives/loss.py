@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rlvr.objectives.kl import kl_penalty
+from rlvr.objectives.kl import corrected_kl, kl_penalty, straight_through
 from rlvr.objectives.ratio import log_ratio
 from rlvr.objectives.view import TokenView
 from rlvr.recipe import KL
@@ -66,16 +66,20 @@ def token_losses(
     """Per-token loss [B,T] (weight and scale not applied) and detached per-token metrics [B,T] each.
 
     l = w * surrogate + coef * KL, with w the detached correction: the KL is a property of the current policy and is
-    not reweighted. `view` holds the surrogate's own knobs and mark. Where a token is not trained on, or has a value
-    that is not finite, l is 0 (see `guard`).
-    Raises ValueError when a KL in the loss has no `view.ref_logp`, or is estimated by k1.
+    not reweighted. With `kl.importance` it is an expectation over the samples: l = w * (surrogate + coef * r KL).
+    `view` holds the surrogate's own knobs and mark. Where a token is not trained on, or has a value that is not
+    finite, l is 0 (see `guard`).
+    Raises ValueError when a KL in the loss has no `view.ref_logp`, or a form without a meaning.
     """
     clean = guard(view)
     loss, metrics = surrogate.loss(clean)
     weight, said = correction.weights(clean)
+    kl_here = kl.coef > 0 and kl.where == "loss"
+    if kl_here and kl.importance:
+        loss = loss + kl.coef * _kl_in_loss(clean, kl)
     loss = weight.detach() * loss
     metrics = _metrics(clean) | metrics | said | {"nonfinite_tokens": view.mask - clean.mask}
-    if kl.coef > 0 and kl.where == "loss":
+    if kl_here and not kl.importance:
         loss = loss + kl.coef * _kl_in_loss(clean, kl)
     return _only(loss, clean), metrics
 
@@ -159,9 +163,14 @@ def means(totals: Mapping[str, float]) -> dict[str, float]:
 def _kl_in_loss(view: TokenView, kl: KL) -> Tensor:
     if view.ref_logp is None:
         raise ValueError("kl.coef > 0 with where=loss needs the reference's log-probs: got a view without ref_logp")
-    if kl.estimator == "k1":
+    if kl.importance and kl.estimator != "k2" and kl.gradient is None:
+        return corrected_kl(view.logp, view.ref_logp, view.old_logp, estimator=kl.estimator)
+    if kl.importance:
+        raise ValueError("kl.importance needs an unbiased value (estimator k1 or k3) and its own gradient")
+    gradient = kl.gradient or kl.estimator
+    if gradient == "k1":
         raise ValueError("kl.estimator k1 has a gradient of mean zero in the loss: use k2 or k3, or where=reward")
-    return kl_penalty(view.logp, view.ref_logp, estimator=kl.estimator)
+    return straight_through(view.logp, view.ref_logp, value=kl.estimator, gradient=gradient)
 
 
 def _metrics(view: TokenView) -> dict[str, Tensor]:

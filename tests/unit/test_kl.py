@@ -11,6 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlvr.objectives.kl import KL_CORRECTED, KL_IN_LOSS, corrected_kl, kl_penalty, straight_through
+from rlvr.objectives.loss import token_losses
+from rlvr.objectives.view import TokenView
+from rlvr.recipe import KL
 
 REF = torch.tensor([0.5, 0.5], dtype=torch.float64).log()
 OLD = torch.tensor([0.3, 0.7], dtype=torch.float64).log()
@@ -113,3 +116,35 @@ def test_reference_and_old_carry_no_weight_of_their_own_at_the_reference(form: s
         out = corrected_kl(logp, same, old, estimator="k3")
     out.sum().backward()
     assert not out.any() and logp.grad is not None and not logp.grad.any()
+
+
+class Nothing:
+    """A surrogate and a correction: loss 0, weight 3 everywhere."""
+
+    def loss(self, view: TokenView) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return torch.zeros_like(view.logp), {}
+
+    def weights(self, view: TokenView) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return torch.full_like(view.logp, 3.0), {}
+
+
+def in_loss(kl: KL) -> torch.Tensor:
+    logp, old, ref = (torch.tensor([p]).log() for p in ([0.75, 0.18], [0.5, 0.36], [0.6, 0.3]))
+    ones = torch.ones(1, 2)
+    view = TokenView(logp, old, old, known=ones, advantages=ones, weight=ones, ref_logp=ref)
+    return token_losses(view, Nothing(), Nothing(), kl)[0]
+
+
+def test_where_the_forms_stand_in_the_loss() -> None:
+    k3 = torch.tensor([[0.023144, 0.155841]])
+    torch.testing.assert_close(in_loss(KL(coef=2.0)), 2 * k3, atol=1e-6, rtol=0)
+    torch.testing.assert_close(in_loss(KL(coef=2.0, gradient="k2")), 2 * k3, atol=1e-6, rtol=0)
+    ratio = torch.tensor([[1.5, 0.5]])  # about the samples, so the correction's weight applies
+    torch.testing.assert_close(in_loss(KL(coef=2.0, importance=True)), 3 * 2 * ratio * k3, atol=1e-5, rtol=0)
+    assert not in_loss(KL(coef=2.0, where="reward")).any()
+
+
+def test_forms_without_a_meaning_are_refused() -> None:
+    for wrong in (KL(coef=1.0, importance=True, estimator="k2"), KL(coef=1.0, importance=True, gradient="k2")):
+        with pytest.raises(ValueError, match="unbiased"):
+            in_loss(wrong)
