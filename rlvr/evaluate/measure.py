@@ -25,7 +25,6 @@ from rlvr.prompting import Prompter
 from rlvr.recipe import Recipe
 from rlvr.run_data import bad_rows, eval_tasks
 from rlvr.stop import Stop
-from rlvr.track.run_dir import ROOT
 from rlvr.types import Sampling, Task
 from rlvr.verify.pool import VerifierPool, verifier_specs
 

@@ -10,6 +10,7 @@ Index t describes token t: the distribution is the one that token t was drawn fr
     sum_sq                sum_v pi^2
     mean_logp             1/V sum_v log pi
     max_prob              max_v pi
+    certainty(t)          1 + log(max_v q) / log V, q = pi at t times the temperature; 0 uniform, 1 one-hot
     log_kept(kappa)       log sum_{v: pi_v >= kappa max pi} pi_v             min-p; kappa in [0, 1]
 """
 
@@ -97,6 +98,12 @@ def _top_p_entropy(p: float, logp: Tensor, token: Tensor) -> Tensor:
     return nucleus_entropy(logp, p=p)
 
 
+def _certainty(t: float, logp: Tensor, token: Tensor) -> Tensor:
+    tempered = logp / t
+    highest = tempered.amax(-1) - tempered.logsumexp(-1)
+    return (1.0 + highest / math.log(logp.shape[-1])).clamp(0.0, 1.0)
+
+
 def _log_kept(kappa: float, logp: Tensor, token: Tensor) -> Tensor:
     return log_kept_mass(logp, kappa=kappa)
 
@@ -111,6 +118,7 @@ PLAIN: dict[str, Reduction] = {
 # name -> (reduction whose first argument is the parameter, the parameter's name, its domain in words, and as a test)
 PARAMETRISED: dict[str, tuple[Callable[[float, Tensor, Tensor], Tensor], str, str, Callable[[float], bool]]] = {
     "top_p_entropy": (_top_p_entropy, "p", "above 0 and up to 1", lambda p: 0 < p <= 1),
+    "certainty": (_certainty, "t", "above 0", lambda t: t > 0),
     "log_kept": (_log_kept, "kappa", "from 0 to 1", lambda kappa: 0 <= kappa <= 1),
 }
 

@@ -201,8 +201,8 @@ def explore(addons: Sequence[AddOn], *, step: int = 0) -> list[Group]:
             groups.append(group)
 
     asyncio.run(collect())
-    names = asked(addons)
-    return [g.with_(trajectories=tuple(_streamed(t, names) for t in g.trajectories)) for g in groups]
+    names, refs = asked(addons), asked_of_reference(addons)
+    return [g.with_(trajectories=tuple(_streamed(t, names, refs) for t in g.trajectories)) for g in groups]
 
 
 def asked(addons: Sequence[AddOn]) -> set[str]:
@@ -211,8 +211,14 @@ def asked(addons: Sequence[AddOn]) -> set[str]:
     return {name.removeprefix("old_") for name in names if not name.startswith("ref_")}
 
 
-def _streamed(t: Trajectory, names: set[str]) -> Trajectory:
-    old, ref = OLD.measure(t, names), REFERENCE.measure(t)
+def asked_of_reference(addons: Sequence[AddOn]) -> set[str]:
+    """Every stream that they want of the reference."""
+    names = {"ref_logp"}.union(*(a.needs for a in addons))
+    return {name.removeprefix("ref_") for name in names if name.startswith("ref_")}
+
+
+def _streamed(t: Trajectory, names: set[str], refs: set[str]) -> Trajectory:
+    old, ref = OLD.measure(t, names), REFERENCE.measure(t, refs)
     named = {f"old_{name}": value for name, value in old.items()} | {f"ref_{name}": v for name, v in ref.items()}
     return replace(t, streams={**old, **t.streams, **named})
 
