@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -145,6 +147,19 @@ def test_the_page_is_closed_in_itself_and_nothing_in_it_is_markup() -> None:
     (first, *_) = data["questions"]["arith[metic]"]
     assert first["prompt"].startswith(EVIL) and first["hidden"] == 0
     assert [(s["outcome"], s["count"]) for s in first["samples"]] == [("right", 2), ("wrong", 2)]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium")
+def test_a_browser_draws_the_page_and_runs_nothing_of_the_samples(tmp_path: Path) -> None:
+    (tmp_path / "eval.html").write_text(page(made(ROWS), [result(ROWS)]))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"--user-data-dir={tmp_path}/u"]
+    done = subprocess.run(
+        [*command, (tmp_path / "eval.html").as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    drawn = re.sub(r"<script.*?</script>", "", done.stdout, flags=re.DOTALL)
+    assert "Scores of arith[metic]" in drawn and "By level" in drawn and "<polyline" in drawn
+    assert drawn.count('aria-current="') == 5 and "verifier error" in drawn
+    assert "&lt;script&gt;alert(1)" in drawn and "<img" not in drawn
 
 
 def test_a_page_leaves_out_what_is_too_much_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
