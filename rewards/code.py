@@ -92,8 +92,9 @@ def _level(config: Config) -> Level:
 
 
 def program(response: str) -> str | None:
-    """The last fenced block in Python (or without a language) after the thinking."""
-    blocks = BLOCK.findall(response.rpartition("</think>")[2])
+    """The last fenced block in Python (or without a language) after the thinking; none where that has no end."""
+    rest = response.rpartition("</think>")[2]
+    blocks = [] if "<think>" in rest else BLOCK.findall(rest)
     return next((text for language, text in reversed(blocks) if language.lower() in LANGUAGES and text.strip()), None)
 
 

@@ -215,7 +215,7 @@ def test_outputs_compare(code: ModuleType, out: str, gold: str, same: bool) -> N
 
 def test_the_last_block_counts(code: ModuleType) -> None:
     assert code.program("```py\na\n```\ntext\n```\nb\n```\n```text\noutput\n```") == "b\n"
-    assert code.program("<think>\n```python\na\n```") == "a\n"
+    assert code.program("<think>\n```python\na\n```") is None
     assert code.program("<think>\n```python\na\n```</think> none") is None
     assert code.program("```python\nunfinished") is None and code.program("a = 1") is None
     assert code.verify("no block", json.dumps(ADD), code.Config())["parsed"] is False
