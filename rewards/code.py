@@ -25,7 +25,7 @@ from typing import Any
 
 from pydantic import BaseModel, PositiveFloat, PositiveInt
 
-from rlvr.verify.sandbox import Level, Sandbox, SandboxError, judged, require_isolation
+from rlvr.verify.sandbox import Level, Sandbox, SandboxError, judged, require_isolation, shared
 
 VERSION = "code-1"
 BLOCK = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
@@ -48,8 +48,7 @@ def verify(response: str, answer: str, config: Config) -> dict[str, Any]:
     if source is None:
         return {"score": 0.0, "parsed": False, "detail": "no Python block"}
     run = _outputs if "inputs" in tests and "fn_name" not in tests else _tests
-    with Sandbox(_level(config), memory=config.memory << 20) as sandbox:
-        results = run(sandbox, source, tests, config)
+    results = run(shared(_level(config), memory=config.memory << 20), source, tests, config)
     total, passed = _count(tests), sum(why is None for why in results)
     why = next((why for why in results if why is not None), "")
     if not why and len(results) < total:

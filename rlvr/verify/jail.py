@@ -15,7 +15,6 @@ import signal
 import socket
 import stat
 import sys
-import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,8 +122,7 @@ def _build_root() -> None:
 
 def _readable() -> list[str]:
     """Files of the operating system that an interpreter opens, and its standard library."""
-    paths = sysconfig.get_paths(vars={"base": sys.base_prefix, "platbase": sys.base_prefix})
-    found = [os.path.realpath(paths["stdlib"]), *sys.path, *LIBRARIES]
+    found = [os.path.dirname(os.path.realpath(os.__file__)), *sys.path, *LIBRARIES]
     kept: list[str] = []
     for path in sorted({p for p in found if os.path.exists(p)}):
         if not any(path.startswith(f"{k}/") for k in kept):

@@ -21,8 +21,6 @@ import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from decimal import Decimal
-from fractions import Fraction
 from typing import Any
 
 FRAME = 64 << 20  # bytes of one message
@@ -184,7 +182,7 @@ class Peer:
             return {"b": bytes(value).hex()}
         if isinstance(value, complex):
             return {"c": [repr(value.real), repr(value.imag)]}
-        if isinstance(value, Fraction | Decimal):
+        if type(value).__module__ in ("decimal", "fractions") and type(value).__name__ in ("Decimal", "Fraction"):
             return {"n": [type(value).__name__, str(value)]}
         if isinstance(value, range):
             return {"r": [value.start, value.stop, value.step]}
@@ -221,8 +219,19 @@ COLLECTIONS: dict[str, Callable[[list[Value]], Value]] = {
 SCALARS: dict[str, Callable[[Value], Value]] = {
     "i": lambda text: int(text, 16), "f": float, "b": bytes.fromhex, "r": lambda ends: range(*ends),
     "c": lambda parts: complex(float(parts[0]), float(parts[1])),
-    "n": lambda pair: {"Fraction": Fraction, "Decimal": Decimal}[pair[0]](pair[1]),
+    "n": lambda pair: _exact(*pair),
 }  # fmt: skip
+
+
+def _exact(kind: str, text: str) -> Value:
+    """A Fraction or a Decimal; their modules are slow to load and seldom needed."""
+    if kind == "Fraction":
+        from fractions import Fraction
+
+        return Fraction(text)
+    from decimal import Decimal
+
+    return Decimal(text)
 
 
 def _copy_into(mine: Value, theirs: Value) -> None:

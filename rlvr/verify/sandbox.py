@@ -181,7 +181,7 @@ class Sandbox:
         call = f"({theirs.fileno()}, {self.level!r}, {memory})"
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-s", "-P", "-S", "-B", "-c", code + call],
+                [sys.executable, "-s", "-P", "-S", "-c", code + call],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -225,6 +225,16 @@ class Sandbox:
             running.poll(deadline=time.monotonic() + wall + END_SECONDS)
             return running.result()
 
+    @property
+    def pid(self) -> int:
+        """Of the process that programs are forked from."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether programs can be started in it."""
+        return self._process.poll() is None
+
     def close(self) -> None:
         """End every program and the place itself; the scratch directories are gone with it."""
         self._control.close()
@@ -241,6 +251,27 @@ class Sandbox:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+_SHARED: dict[tuple[Level, int], Sandbox] = {}
+
+
+def shared(level: Level, *, memory: int = MEMORY) -> Sandbox:
+    """This process's own sandbox, started when there is none: a program then costs a fork, not an interpreter.
+
+    It knows nothing of the programs that it ran: they were copies of it, and their files went with them.
+    """
+    place = _SHARED.get((level, memory))
+    if place is None or not place.alive:
+        if place is not None:
+            place.close()
+        place = _SHARED[level, memory] = Sandbox(level, memory=memory)
+    return place
+
+
+def shared_pids() -> set[int]:
+    """Processes of shared sandboxes: they outlive a verdict, and end with this process."""
+    return {place.pid for place in _SHARED.values()}
 
 
 def _memory_file(content: bytes) -> int:

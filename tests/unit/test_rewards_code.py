@@ -161,7 +161,9 @@ def test_what_crosses(code: ModuleType) -> None:
     values = [
         "None", "True", "-7", "2 ** 5000", "1.5", "float('inf')", "'é\\ud800'", "b'x'", "(1, [2])", "{1: {2}}",
         "frozenset({1})",
-        "1 + 2j", "range(3)",
+        "1 + 2j",
+        "fractions.Fraction(1, 3)",
+        "decimal.Decimal('1.50')", "range(3)",
     ]  # fmt: skip
     tests = {"asserts": [f"v = same({v})\nassert v == {v} and type(v) is type({v})" for v in values]}
     assert (

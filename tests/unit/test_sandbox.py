@@ -365,3 +365,20 @@ def test_the_filter_knows_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_python_runs_this_file_on_linux() -> None:
     assert sys.platform == "linux"
+
+
+def test_a_shared_sandbox_is_kept_and_replaced_when_it_dies(place: Sandbox) -> None:
+    first = sandbox.shared(place.level)
+    assert sandbox.shared(place.level) is first and sandbox.shared(place.level, memory=256 << 20) is not first
+    assert {first.pid} < sandbox.shared_pids()
+    assert (
+        first.script("x = 1\nopen('/scratch/left', 'w')" if place.level == "namespaces" else "x = 1", cpu=5).status == 0
+    )
+    assert (
+        first.script("import os\nprint('x' in globals(), os.path.exists('/scratch/left'))", cpu=5).out
+        == b"False False\n"
+    )
+    first._process.kill()
+    first._process.wait(10)
+    second = sandbox.shared(place.level)
+    assert second is not first and second.script("print(1)", cpu=5).out == b"1\n"
