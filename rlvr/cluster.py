@@ -18,6 +18,8 @@ from ray._private import ray_constants
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from rlvr.errors import EngineError, RLVRError
+from rlvr.packing import Column, pack_streams, unpack_rows
+from rlvr.types import Metrics, Row
 
 
 class ActorDied(EngineError):
@@ -172,7 +174,7 @@ class RankActor:
 
     def __init__(self, env: Mapping[str, str]) -> None:
         os.environ.update(env)
-        self._table: tuple[str, Any] = ("", None)
+        self._table: tuple[str, tuple[Row, ...]] = ("", ())
         self.side: Any = None
 
     def rendezvous(self) -> tuple[str, int]:
@@ -208,14 +210,24 @@ class RankActor:
         """Send the weights to every replica (a collective of all ranks)."""
         return self.side.push(version, self.fanout)
 
-    def call(self, method: str, table: Sequence[ray.ObjectRef], *args: Any) -> Any:
-        """A method of the rank; a table of rows travels once and is kept until the next one."""
-        if not table:
-            return getattr(self.policy, method)(*args)
-        key = table[0].hex()
-        if self._table[0] != key:
-            self._table = (key, ray.get(table[0]))
-        return getattr(self.policy, method)(self._table[1], *args)
+    def measure(self, table: Sequence[ray.ObjectRef], *args: Any) -> tuple[list[int], dict[str, Column]]:
+        """`RankPolicy.measure` with its answer packed: positions, and the streams of these rows."""
+        found = self.policy.measure(self._rows(table[0]), *args)
+        return list(found), pack_streams(list(found.values()))
+
+    def step(self, table: Sequence[ray.ObjectRef], *args: Any) -> Metrics:
+        """`RankPolicy.step`."""
+        return self.policy.step(self._rows(table[0]), *args)
+
+    def _rows(self, ref: ray.ObjectRef) -> tuple[Row, ...]:
+        """A table of rows travels once and is kept until the next one."""
+        if self._table[0] != ref.hex():
+            self._table = (ref.hex(), unpack_rows(ray.get(ref)))
+        return self._table[1]
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Any other method of the rank."""
+        return getattr(self.policy, method)(*args)
 
 
 class RayFanout:

@@ -15,7 +15,8 @@ from rlvr.cluster import ActorDied, answer
 from rlvr.cluster_samplers import Replica, SamplerPool
 from rlvr.engine.protocols import Which
 from rlvr.errors import EngineError, ReplicaBroken
-from rlvr.types import Metrics, Plan, Row, Streams, TokenBatch
+from rlvr.packing import pack_rows, unpack_streams
+from rlvr.types import F32, Metrics, Plan, Row, Streams, TokenBatch
 
 
 class RayPolicy:
@@ -41,7 +42,9 @@ class RayPolicy:
             shares = self._split(batch)
             names = frozenset(needs)
             parts = await self._call("measure", batch.rows, [(share, names, model) for share in shares])
-        merged = {row: streams for part in parts for row, streams in part.items()}
+        merged: dict[int, dict[str, F32]] = {}
+        for positions, columns in parts:
+            merged |= zip(positions, unpack_streams(columns, len(positions)), strict=True)
         return [merged[row] for row in batch.index]
 
     async def step(self, batch: TokenBatch, plan: Plan) -> Metrics:
@@ -98,7 +101,7 @@ class RayPolicy:
             return
         if wanted:
             await self.pool_to_sleep.each("sleep")
-        await self._all([r.call.remote("reload" if wanted else "offload", ()) for r in self._ranks], "offload")
+        await self._all([r.call.remote("reload" if wanted else "offload") for r in self._ranks], "offload")
         self._resident = wanted
 
     def _split(self, batch: TokenBatch) -> list[list[tuple[int, ...]]]:
@@ -109,15 +112,15 @@ class RayPolicy:
     async def _call(self, method: str, rows: tuple[Row, ...], args: Sequence[tuple[Any, ...]]) -> list[Any]:
         await self.resident(True)
         if self._table is None or self._table[0] is not rows:
-            self._table = (rows, ray.put(rows))
+            self._table = (rows, ray.put(pack_rows(rows)))
         table = [self._table[1]]
-        calls = [r.call.remote(method, table, *a) for r, a in zip(self._ranks, args, strict=True)]
+        calls = [getattr(r, method).remote(table, *a) for r, a in zip(self._ranks, args, strict=True)]
         return await self._all(calls, method)
 
     async def _every(self, method: str, *args: Any) -> None:
         async with self.lock:
             await self.resident(True)
-            await self._all([r.call.remote(method, (), *args) for r in self._ranks], method)
+            await self._all([r.call.remote(method, *args) for r in self._ranks], method)
 
     async def _all(self, refs: Sequence[Any], what: str, *, limit: float | None = None) -> list[Any]:
         waits = [

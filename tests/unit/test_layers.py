@@ -52,6 +52,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("rlvr.rollout.*", FLOW),
     ("rlvr.buffer", FLOW),
     ("rlvr.batching", FLOW),
+    ("rlvr.packing", ("rlvr.types",)),
     ("rlvr.credit", FLOW),
     ("rlvr.update", FLOW),
     ("rlvr.reference", FLOW),
