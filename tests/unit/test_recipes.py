@@ -75,7 +75,7 @@ def test_every_recipe_is_in_the_table_with_its_command() -> None:
 def test_the_quickstart_is_small() -> None:
     recipe, base = training("quickstart.yaml"), read("sft/arithmetic_base.yaml").recipe
     assert recipe.resources.device == "cpu" and recipe.model.dtype == "float32"
-    assert (recipe.steps, recipe.prompts, recipe.group, recipe.minibatches) == (40, 64, 8, 4)
+    assert (recipe.steps, recipe.prompts, recipe.group, recipe.minibatches) == (70, 64, 8, 4)
     size = check.parameters(base.model, project=FOLDER)
     assert size is not None and size < 2_000_000
 
