@@ -12,6 +12,7 @@ from torch import Tensor
 from rlvr.engine.forward import is_sequence, pad_values
 from rlvr.errors import EngineError
 from rlvr.objectives.loss import LossTerm, PolicyLoss, Weights, compose, means, shaped, sums, token_losses
+from rlvr.objectives.reduce import scaled_sum
 from rlvr.objectives.view import TokenView
 from rlvr.recipe import KL
 from rlvr.types import F32, Metrics, Plan, Row
@@ -128,7 +129,7 @@ class Losses:
         own = replace(view, knobs=plan.knobs.get(name, {}), mark=marks.get(name))
         loss, metrics = token_losses(own, self.surrogate, self.correction, self.kl)
         loss = compose(view, loss, self.addons, knobs=plan.knobs, marks=marks)
-        policy = (torch.from_numpy(batch.scale).to(device) * (view.weight * loss).sum(-1)).sum()
+        policy = scaled_sum(loss, weight=view.weight, scale=torch.from_numpy(batch.scale).to(device))
         metrics |= {"entropy": out["entropy"].detach()} | (_gap(view, batch.rows, plan) if plan.first else {})
         supervised, sft_tokens = _supervised(out["logp"], batch)
         totals = sums(metrics, view.mask)

@@ -32,6 +32,7 @@ SURROGATES: dict[str, dict[str, Any]] = {
     "gspo": {},
     "pacs": {},
     "rover": {},
+    "rpg": {"beta": 0.1, "style": "differentiable"},  # the other style: tests/unit/test_rpg.py
     "sapo": {},
     "tba": {"beta": 0.5},
 }
