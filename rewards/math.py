@@ -23,7 +23,7 @@ from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse
 from math_verify import verify as compare
 
-VERSION = f"math-1 math-verify-{version('math-verify')}"
+VERSION = f"math-2 math-verify-{version('math-verify')}"
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limits are off
 
 LATEX = LatexExtractionConfig(
@@ -46,7 +46,7 @@ UNIT = re.compile(rf"^(?P<body>.*[\d)}}])\s*{WRAPPER}\{{(?P<unit>[^{{}}]*[a-zA-Z
 PLAIN_UNIT = re.compile(rf"^(?P<body>[-+]?[\d,.]*\d(?:/\d+)?)\s+(?!pi\b)(?P<unit>[a-zA-Z][a-zA-Z ./]+){POWER}$")
 ASSIGNED = re.compile(r"^(?P<name>\\?[a-zA-Z]+(?:_\{?\\?\w+\s*\}?)?)\s*=\s*(?P<body>[^=,<>]+)$")
 THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-LONGEST = 4000  # characters of an answer: Python converts no integer of more than 4300 digits
+LONGEST = 2000  # characters of an answer; Python converts no integer of more than 4300 digits
 DECIMAL = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)", re.ASCII)
 SCIENTIFIC = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+))(?:\\times|\\cdot|\*)10\^\{?([-+]?\d{1,4})\}?", re.ASCII)
 FRACTION = re.compile(r"([-+]?)(\d*)\\frac(?:\{(-?\d+)\}\{(\d+)\}|(\d)(\d))", re.ASCII)
@@ -83,8 +83,10 @@ def verify(response: str, answer: str, task: Mapping[str, Any]) -> dict[str, Any
     """Score 1 or 0 with the canonical answer: one key for all that is right, never that key for what is wrong."""
     found, boxes = final_answer(response)
     detail = f"{boxes} boxes, the last one counts" if boxes > 1 else ""
-    given = read(found) if found is not None and len(found) <= LONGEST else None
-    if given is None:
+    long = found is not None and len(found) > LONGEST
+    given = read(found) if found is not None and not long else None
+    if given is None or found is None:
+        detail = f"an answer of {len(found)} characters" if found is not None and long else detail
         return {"score": 0.0, "parsed": False, "detail": detail}
     gold = read(answer)
     if gold is None:
@@ -96,6 +98,28 @@ def verify(response: str, answer: str, task: Mapping[str, Any]) -> dict[str, Any
         key = found if not readable or answer_key(given) == key else answer_key(given)
     detail = "; ".join(filter(None, (why, detail)))
     return {"score": float(not why), "parsed": readable, "answer_key": key if readable else None, "detail": detail}
+
+
+def explain(response: str, answer: str, task: Mapping[str, Any]) -> list[str]:
+    """What was extracted from where, how both answers were read, and the comparison."""
+    found, boxes = final_answer(response)
+    text, place = (
+        _after_thinking(response),
+        f"box {boxes} of {boxes}" if boxes else "after the last `####` or `answer is`",
+    )
+    lines = [f"thinking: {len(response) - len(text)} of {len(response)} characters are left out"]
+    lines.append(
+        f"extracted from {place}: {found[:200]!r}" if found else "extracted: nothing: no filled box, no anchor"
+    )
+    given = read(found) if found is not None and len(found) <= LONGEST else None
+    gold = read(answer)
+    for whose, one in (("answer", given), ("gold", gold)):
+        if one is not None:
+            lines.append(f"{whose} read as {one}")
+            lines += [f"{whose} parsed as {sympy.srepr(formula(one.body)[:1])[:500]}"] * (one.kind == "formula")
+    verdict = verify(response, answer, task)
+    why = verdict["detail"] if not verdict["score"] else "the same"
+    return [*lines, f"compared: {why or 'no answer to compare'}", f"answer key {verdict.get('answer_key')!r}"]
 
 
 def check_answer(answer: str, config: None) -> str | None:
@@ -112,8 +136,7 @@ def check_answer(answer: str, config: None) -> str | None:
 
 def final_answer(response: str) -> tuple[str | None, int]:
     """The answer's text and the number of boxes. None: no answer after the thinking block, or an empty last box."""
-    head, closed, rest = response.rpartition("</think>")
-    text = rest if closed else head + rest.partition("<think>")[0]
+    text = _after_thinking(response)
     boxes = list(BOX.finditer(text))
     if boxes:
         last = boxes[-1]
@@ -125,6 +148,12 @@ def final_answer(response: str) -> tuple[str | None, int]:
     rest = anchors[-1]["rest"].strip()
     inline = INLINE.match(rest)
     return (next(g for g in inline.groups() if g) if inline else rest) or None, 0
+
+
+def _after_thinking(response: str) -> str:
+    """What follows the last `</think>`; of thinking that never came to an end, what stands before it."""
+    head, closed, rest = response.rpartition("</think>")
+    return rest if closed else head + rest.partition("<think>")[0]
 
 
 def _braced(text: str, start: int) -> str | None:

@@ -18,7 +18,8 @@ from rlvr.errors import ConfigError
 from rlvr.explore.base import AddOn
 from rlvr.plugins import load_plugin, machine_problem
 from rlvr.problems import Problem, error, warning
-from rlvr.recipe import Data, Model, Prompt, Recipe, Resources, Scratch, SftRecipe, Source, Verifier
+from rlvr.recipe import Data, Model, Prompt, Recipe, Resources, Scratch, SftRecipe, Source
+from rlvr.verify.specs import spec_problems, told
 from rlvr.words import shorten
 
 DEEPSPEED_OWNED = {
@@ -153,19 +154,14 @@ def _source(key: str, source: Source, *, project: Path) -> Iterator[Problem]:
         yield error(f"{key}.pass_rate.min", f"got {rule.min:g}, over max: {rule.max:g}")
 
 
-def _plugin(
-    key: str, folder: catalog.Folder, plugin: Source | Verifier, *, function: str, project: Path
-) -> Iterator[Problem]:
+def _plugin(key: str, folder: catalog.Folder, plugin: Source, *, function: str, project: Path) -> Iterator[Problem]:
     """Does the name exist, can the file be executed, and does it take these options?"""
     try:
         loaded = load_plugin(catalog.find(folder, plugin.name, project=project), plugin.options, function=function)
         if problem := machine_problem(loaded):
             yield warning(key, f"will be refused on this machine: {problem}")
     except ConfigError as wrong:
-        for text in wrong.problems:  # "NAME.option: what is wrong" where it is about an option
-            option, colon, rest = text.removeprefix(f"{plugin.name}.").partition(": ")
-            about_option = colon and text.startswith(f"{plugin.name}.")
-            yield error(f"{key}.{option}", rest) if about_option else error(key, text)
+        yield from (error(*one) for one in told(key, plugin.name, wrong))
 
 
 def _prompt(prompt: Prompt) -> Iterator[Problem]:
@@ -251,7 +247,7 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _plugins(recipe: Recipe, *, project: Path) -> Iterator[Problem]:
-    yield from _plugin("verifier", "rewards", recipe.verifier, function="verify", project=project)
+    yield from (Problem(*one) for one in spec_problems(recipe.verifier, project=project))
     read, complaints = methods.read_methods(recipe, project=project)
     yield from (error(c.key, c.text) for c in complaints)
     yield from (Problem(level, key, text) for level, key, text in conflicts(recipe, read))

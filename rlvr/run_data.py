@@ -19,7 +19,8 @@ from rlvr.resume import REFERENCE_MODEL
 from rlvr.rows import Dataset
 from rlvr.tasks import TaskStream, counts, load_tasks
 from rlvr.types import Task
-from rlvr.verify.pool import VerifierPool, verifier_specs
+from rlvr.verify.pool import VerifierPool
+from rlvr.verify.specs import VerifierSpec, verifier_specs
 
 SHOWN = 10  # problems of one kind that are printed
 
@@ -128,12 +129,12 @@ def eval_names(data: Data) -> list[str]:
     return names
 
 
-def plugin_digests(recipe: Recipe, *, specs: Mapping[str, object], project: Path) -> dict[str, str]:
+def plugin_digests(recipe: Recipe, *, specs: Mapping[str, VerifierSpec], project: Path) -> dict[str, str]:
     """sha256 of every catalogue file that the run uses, by path."""
     found: list[catalog.Found] = [
         catalog.find("data", source.name, project=project) for source in (*recipe.data.train, *recipe.data.eval)
     ]
-    found += [catalog.find("rewards", name, project=project) for name in specs]
+    found += [part.found for spec in specs.values() for _, part in spec.walk("verifier")]
     found += [methods.find(family, spec.kind, project=project) for _, family, spec in methods.places(recipe)]
     return {f"{f.name} ({f.path.name})": f.digest for f in found}
 

@@ -22,6 +22,7 @@ VERBS = {
     "data": "Prove a dataset: golds score 1, wrong answers 0, garbage never raises.",
     "check": "Validate recipes without starting an engine.",
     "show": "Print a resolved recipe and where each value came from.",
+    "verify": "Explain a verdict: what was read, from where, and how it was compared.",
     "doctor": "Is this machine able to run it, and what to do if not.",
     "view": "Read the groups of a run: text, verdict, reward, advantage.",
     "export": "Write a run's model as a Hugging Face folder.",

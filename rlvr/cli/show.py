@@ -12,6 +12,7 @@ from rich.text import Text
 
 from rlvr import config, methods
 from rlvr.recipe import Recipe, SftRecipe
+from rlvr.verify.specs import read_spec
 from rlvr.words import shorten
 
 console = Console(highlight=False, soft_wrap=True)
@@ -50,7 +51,11 @@ def _with_options(tree: Mapping[str, Any], options: Mapping[str, Any]) -> dict[s
 
 def _plugins(recipe: Recipe | SftRecipe, *, project: Path) -> None:
     console.print("\nplug-ins")
-    for key, found in methods.plugin_files(recipe, project=project).items():
+    files = methods.plugin_files(recipe, project=project)
+    if isinstance(recipe, Recipe):
+        verifier = read_spec(recipe.verifier.name, recipe.verifier.options, project=project)
+        files |= {key: part.found for key, part in verifier.walk("verifier")}
+    for key, found in files.items():
         console.print(f"{key}  {found.name}  {found.path}  sha256:{found.digest}", markup=False)
         if found.shadows:
             text = f"  warning: this project's {found.path} hides ours of the same name, {found.shadows}"

@@ -14,29 +14,30 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import gc
-import inspect
 import json
 import math
 import mmap
-import numbers
 import os
 import pickle
+import re
 import resource
 import select
 import signal
 import struct
 import sys
 import time
-from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
-from typing import Any, BinaryIO
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from rlvr.verify.runner import Runner
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 GROWTH = 256 << 20  # bytes that a copy may grow by before a fresh one takes its place
-DETAIL = 500  # characters of a message or an answer that are kept
-VERDICT_KEYS = frozenset({"score", "correct", "answer_key", "parsed", "detail"})
 Reply = dict[str, Any]
 
 
@@ -55,7 +56,9 @@ def main(argv: list[str]) -> None:
     for kind, limit in ((resource.RLIMIT_AS, setup["memory"]), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(kind, (limit, limit))
     try:
-        verifiers = {name: Runner(found, options) for name, (found, options) in setup["verifiers"].items()}
+        from rlvr.verify.runner import Runner  # not before the path is set
+
+        verifiers = {name: Runner(spec) for name, spec in setup["verifiers"].items()}
     except BaseException as error:  # whatever it is, the trainer must hear why there is no verifier
         _send(replies, {"failed": f"{type(error).__name__}: {error}"})
         return
@@ -63,34 +66,49 @@ def main(argv: list[str]) -> None:
     if len(os.listdir("/proc/self/task")) == 1:
         _serve_by_copies(requests, replies, verifiers)
     else:
-        _serve(requests, replies, verifiers, room=math.inf)
+        _serve(requests, replies, verifiers, room=math.inf, trace=None)
 
 
 def _serve_by_copies(requests: BinaryIO, replies: BinaryIO, verifiers: Mapping[str, Runner]) -> None:
     """Keep one copy of this process answering; say how each was lost."""
     gc.freeze()
     ended = mmap.mmap(-1, 1)  # shared: 1 once a copy has nothing more to answer
+    trace = os.memfd_create("trace")  # what the copy was doing when it was ended
     while not ended[0]:
         if (pid := os.fork()) == 0:
             _become_subreaper()
-            _serve(requests, replies, verifiers, room=_resident() + GROWTH)
+            _serve(requests, replies, verifiers, room=_resident() + GROWTH, trace=trace)
             ended[0] = 1
             os._exit(0)
         _, status = os.waitpid(pid, 0)
         _end_leftovers()
+        where = _last_line(trace, [run.path for run in verifiers.values()])
         if ended[0] and not _hung_up(requests):
             ended[0] = 0  # it had grown too large
         elif not ended[0]:
-            _send(replies, {"gone": os.waitstatus_to_exitcode(status)})
+            _send(replies, {"gone": os.waitstatus_to_exitcode(status), "where": where})
 
 
-def _serve(requests: BinaryIO, replies: BinaryIO, verifiers: Mapping[str, Runner], *, room: float) -> None:
+def _serve(
+    requests: BinaryIO, replies: BinaryIO, verifiers: Mapping[str, Runner], *, room: float, trace: int | None
+) -> None:
     """Answer jobs until the pipe closes, or this process has come to hold more than `room` bytes."""
     while _resident() <= room and (job := _receive(requests)) is not None:
         run = verifiers[job["verifier"]]
         for item in job["items"]:
-            call = partial(run.score, item, job["task"]) if job["task"] else partial(run.check, item)
-            _send(replies, _limited(call, cpu_seconds=job["cpu_seconds"]))
+            ask = {"score": run.score, "explain": run.explain}.get(job["ask"])
+            call = partial(run.check, item) if ask is None else partial(ask, item, job["task"])
+            _send(replies, _limited(call, cpu_seconds=job["cpu_seconds"], where=run.where, trace=trace))
+
+
+def _last_line(trace: int, paths: Sequence[str]) -> str:
+    """`FILE:LINE` of a verifier (or of what it had called) at which a copy was ended; empties the trace."""
+    text = os.pread(trace, 1 << 16, 0).decode(errors="replace")
+    os.ftruncate(trace, 0)
+    os.lseek(trace, 0, os.SEEK_SET)
+    frames = re.findall(r'File "([^"]+)", line (\d+)', text)
+    own = [frame for frame in frames if frame[0] in paths] or frames
+    return ":".join(own[0]) if own else ""
 
 
 def _hung_up(pipe: BinaryIO) -> bool:
@@ -132,22 +150,27 @@ def _send(pipe: BinaryIO, reply: Reply) -> None:
     pipe.flush()
 
 
-def _limited(call: Callable[[], Reply], *, cpu_seconds: float) -> Reply:
+def _limited(
+    call: Callable[[], Reply], *, cpu_seconds: float, where: Callable[[BaseException], str], trace: int | None
+) -> Reply:
     """One verdict under its CPU limit. Beyond it the timer's signal ends this process: the pool reports it."""
     me, started, used = os.getpid(), time.perf_counter(), _cpu_seconds()
+    faulthandler.unregister(signal.SIGPROF)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    if trace is not None:  # written from the signal's handler, whatever the interpreter is doing; then the default
+        faulthandler.register(signal.SIGPROF, file=trace, all_threads=False, chain=True)
     signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
     try:
         reply = call()
     except BaseException as error:  # SystemExit and math-verify's TimeoutException are no Exception
-        reply = _error("crash", f"{type(error).__name__}: {error}")
+        reply = {"error": "crash", "detail": where(error)}
     if os.getpid() != me:
         os._exit(0)  # a copy that a verifier forked and let run on: it has no verdict to give
     signal.setitimer(signal.ITIMER_PROF, 0)
     _end_leftovers()
     used = _cpu_seconds() - used
     if used > cpu_seconds:  # its own children's CPU seconds count too
-        reply = _error("timeout", f"used {used:.1f} CPU seconds, the limit is {cpu_seconds:g}")
+        reply = {"error": "timeout", "detail": f"used {used:.1f} CPU seconds, the limit is {cpu_seconds:g}"}
     return reply | {"elapsed": time.perf_counter() - started, "cpu": used}
 
 
@@ -187,67 +210,6 @@ def _children() -> list[int]:
                 if int(file.read().rpartition(b")")[2].split()[1]) == me:
                     found.append(int(name))
     return found
-
-
-def _error(kind: str, detail: str) -> Reply:
-    return {"error": kind, "detail": detail[:DETAIL]}
-
-
-class Runner:
-    """One loaded verifier: calls its functions and turns what they return into replies."""
-
-    def __init__(self, found: Any, options: dict[str, Any]) -> None:
-        from rlvr.plugins import load_plugin, machine_problem
-
-        plugin = load_plugin(found, options, function="verify")
-        if problem := machine_problem(plugin):
-            raise RuntimeError(problem)
-        self._verify = plugin.function
-        self._config = plugin.config
-        self.version = str(vars(plugin.module).get("VERSION", ""))[:DETAIL]
-        taken = inspect.signature(plugin.function).parameters.values()
-        every = any(p.kind is p.VAR_KEYWORD for p in taken)
-        self._extra = {name for name in ("task", "config") if every or name in (p.name for p in taken)}
-        self._checker = vars(plugin.module).get("check_answer")
-        self._problem = lru_cache(maxsize=4096)(self._ask_checker)
-
-    def _ask_checker(self, answer: str) -> str | None:
-        if self._checker is None:
-            return None
-        problem = self._checker(answer, self._config)
-        return None if problem is None else str(problem)[:DETAIL]
-
-    def check(self, answer: str) -> Reply:
-        """Why `answer` cannot be a gold answer, or nothing."""
-        return {"problem": self._problem(answer)}
-
-    def score(self, response: str, task: dict[str, Any]) -> Reply:
-        """The verdict on one response, as a reply."""
-        problem = self._problem(task["answer"])
-        if problem is not None:
-            return _error("gold_unparsed", problem)
-        extra = {k: v for k, v in (("task", task), ("config", self._config)) if k in self._extra}
-        return reply_of(self._verify(response, task["answer"], **extra)) | {"version": self.version}
-
-
-def reply_of(value: object) -> Reply:
-    """What `verify` may return (a bool, a finite number, or a dict with a `score`) as a reply."""
-    given = value if isinstance(value, dict) else {"score": value}
-    unknown = [key for key in given if key not in VERDICT_KEYS]
-    if unknown:
-        return _error("bad_verdict", f"unknown keys {unknown}; known are {sorted(VERDICT_KEYS)}")
-    score = given.get("score")
-    if not isinstance(score, numbers.Real) or not math.isfinite(score):
-        expected = "a bool, a finite number, or a dict whose `score` is one"
-        return _error("bad_verdict", f"verify returned {value!r:.200}; expected {expected}")
-    key = given.get("answer_key")
-    return {
-        "score": float(score),
-        "correct": bool(given.get("correct", float(score) >= 1.0)),
-        "answer_key": None if key is None else str(key)[:DETAIL],
-        "parsed": bool(given.get("parsed", True)),
-        "detail": str(given.get("detail", ""))[:DETAIL],
-    }
 
 
 if __name__ == "__main__":

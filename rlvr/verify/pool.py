@@ -18,17 +18,15 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rlvr.catalog import Found, find
 from rlvr.errors import VerifierError
-from rlvr.recipe import Verifier
 from rlvr.types import Task, Verdict
 from rlvr.verify.process import Child, Gone, Late
+from rlvr.verify.specs import VerifierSpec
 
 START_SECONDS = 120.0
 PATIENCE = 50.0  # times the mean CPU seconds of the latest verdicts: the limit of a first attempt,
@@ -39,30 +37,12 @@ CHECK_BATCH = 256  # gold answers in one job
 Reply = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class VerifierSpec:
-    """A verifier file with the options that its own `Config` checks."""
-
-    found: Found
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-def verifier_specs(verifier: Verifier, tasks: Iterable[Task] = (), *, project: Path) -> dict[str, VerifierSpec]:
-    """The recipe's verifier (first) and every other one that a task names.
-
-    Raises ConfigError for a name that no file in `rewards/` has.
-    """
-    specs = {verifier.name: VerifierSpec(find("rewards", verifier.name, project=project), verifier.options)}
-    for name in sorted({t.verifier for t in tasks if t.verifier} - {verifier.name}):
-        specs[name] = VerifierSpec(find("rewards", name, project=project))
-    return specs
-
-
 @dataclass
 class _Job:
     verifier: str
     items: Sequence[str]
     task: Mapping[str, Any] | None  # None: the items are gold answers to check
+    ask: Literal["score", "explain", "check"] = "score"
     future: Future[list[Reply]] = field(default_factory=Future)
     replies: dict[int, Reply] = field(default_factory=dict)  # by item
     aside: bool = False  # in the second lane
@@ -88,7 +68,7 @@ class VerifierPool:
         self._cpu_seconds, self._wall_seconds = cpu_seconds, wall_seconds
         self._setup = {
             "memory": memory,
-            "verifiers": {name: (spec.found, dict(spec.options)) for name, spec in verifiers.items()},
+            "verifiers": dict(verifiers),
         }
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._aside: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -112,14 +92,20 @@ class VerifierPool:
         What a response does is in its verdict (`error`: "timeout", "crash", "bad_verdict", "gold_unparsed",
         "infrastructure"). Raises VerifierError for an unknown or unloadable verifier and after `close`.
         """
-        shared = {"id": task.id, "prompt": task.prompt, "answer": task.answer, "source": task.source}
-        job = _Job(self._known(task), tuple(responses), shared | {"meta": dict(task.meta)})
+        job = _Job(self._known(task), tuple(responses), _shared(task))
         replies = await asyncio.wrap_future(self._submit(job))
         verdicts = [_verdict(reply, version=self._versions.get(job.verifier, "")) for reply in replies]
         with self._lock:
             self._counts["scored"] += len(verdicts)
             self._counts.update(f"errors/{v.error}" for v in verdicts if v.error)
         return verdicts
+
+    def explain(self, task: Task, response: str) -> tuple[Verdict, list[str]]:
+        """The verdict on one response and the steps by which it came about; blocks. Raises VerifierError as `score`."""
+        job = _Job(self._known(task), (response,), _shared(task), "explain")
+        [reply] = self._submit(job).result()
+        steps = reply.pop("steps", [])
+        return _verdict(reply, version=self._versions.get(job.verifier, "")), steps
 
     def check_answers(self, tasks: Sequence[Task]) -> list[tuple[Task, str]]:
         """The tasks whose gold answer cannot be used, each with a line that says why; blocks until all are checked.
@@ -132,7 +118,7 @@ class VerifierPool:
             rows = [task for task, its in zip(tasks, names, strict=True) if its == name]
             for i in range(0, len(rows), CHECK_BATCH):
                 some = rows[i : i + CHECK_BATCH]
-                jobs.append((_Job(name, tuple(t.answer for t in some), None), some))
+                jobs.append((_Job(name, tuple(t.answer for t in some), None, "check"), some))
         for job, _ in jobs:
             self._submit(job)
         return [
@@ -209,7 +195,8 @@ class VerifierPool:
         child = self._child(worker)
         items = [job.items[i] for i in todo]
         limit = self._limit(job)
-        request = {"verifier": job.verifier, "task": job.task, "items": items, "cpu_seconds": limit}
+        request = {"verifier": job.verifier, "ask": job.ask, "task": job.task, "items": items}
+        request["cpu_seconds"] = limit
         done, started = 0, time.monotonic()
         try:
             child.send(request, deadline=started + self._wall_seconds)
@@ -232,7 +219,7 @@ class VerifierPool:
 
     def _limit(self, job: _Job) -> float:
         """CPU seconds of a verdict at this attempt."""
-        if job.task is None or job.aside:
+        if job.ask != "score" or job.aside:
             return self._cpu_seconds
         return min(self._cpu_seconds, max(QUICK, PATIENCE * self._usual[job.verifier]))
 
@@ -240,7 +227,7 @@ class VerifierPool:
         """Keep a reply, or leave its item for the second lane when the limit of a first attempt was too short."""
         late = reply.get("error") == "timeout"
         cpu = reply.pop("cpu", None)
-        if job.task is not None and cpu is not None and not late:
+        if job.ask == "score" and cpu is not None and not late:
             self._usual[job.verifier] += (cpu - self._usual[job.verifier]) / LATEST
         if late and limit < self._cpu_seconds:
             with self._lock:
@@ -251,7 +238,8 @@ class VerifierPool:
     def _blame(self, job: _Job, item: int, loss: Gone | Late, *, limit: float) -> Reply | None:
         """The verdict on the response over which the child was lost; None: try it once more."""
         if isinstance(loss, Gone) and loss.status in (-signal.SIGPROF, -signal.SIGXCPU):
-            return {"error": "timeout", "detail": f"more than {limit:g} CPU seconds"}
+            where = f", at {loss.where}" if loss.where else ""
+            return {"error": "timeout", "detail": f"more than {limit:g} CPU seconds{where}"}
         if isinstance(loss, Gone) and loss.status != -signal.SIGKILL:
             return {"error": "crash", "detail": f"the verifier's process was lost: {loss}"}
         if item not in job.tried:  # asleep, or killed from outside: perhaps not the response's doing
@@ -292,12 +280,17 @@ class VerifierPool:
             child.end()
 
     def _files(self) -> str:
-        return ", ".join(str(found.path) for found, _ in self._setup["verifiers"].values())
+        return ", ".join(str(spec.found.path) for spec in self._setup["verifiers"].values())
 
 
 def _unusable(task: Task, verifier: str, why: str) -> str:
     where = f"dataset {task.source or '?'}, row {task.id} ({task.meta.get('where', 'generated')})"
     return f"{where}: verifier {verifier!r} cannot use the answer {task.answer[:80]!r}: {why}"
+
+
+def _shared(task: Task) -> dict[str, Any]:
+    fields = {"id": task.id, "prompt": task.prompt, "answer": task.answer, "source": task.source}
+    return fields | {"meta": dict(task.meta)}
 
 
 def _verdict(reply: Reply, *, version: str) -> Verdict:

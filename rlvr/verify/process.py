@@ -25,10 +25,14 @@ END_SECONDS = 10.0
 
 
 class Gone(Exception):
-    """The child exited. `status` is its exit status, negative for a signal; `replaced`: a fresh copy waits for jobs."""
+    """The child exited. `status` is its exit status, negative for a signal; `replaced`: a fresh copy waits for jobs.
 
-    def __init__(self, status: int, *, replaced: bool = False) -> None:
+    `where`: the line at which it was ended, where that is known.
+    """
+
+    def __init__(self, status: int, *, replaced: bool = False, where: str = "") -> None:
         self.status = status
+        self.where = where
         self.replaced = replaced
         super().__init__(f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}")
 
@@ -99,7 +103,7 @@ class Child:
                 self._buffer += chunk
         reply = json.loads(frame)
         if "gone" in reply:  # killed from outside it may have left half a request in the pipe
-            raise Gone(reply["gone"], replaced=reply["gone"] != -signal.SIGKILL)
+            raise Gone(reply["gone"], replaced=reply["gone"] != -signal.SIGKILL, where=reply["where"])
         return reply
 
     def _frame(self) -> bytes | None:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rlvr.types import Task
-from rlvr.verify.pool import VerifierPool, VerifierSpec, verifier_specs
+from rlvr.verify.pool import VerifierPool
+from rlvr.verify.specs import VerifierSpec, verifier_specs
 
 NASTY = """
 import os, signal, subprocess, sys, time, math, ctypes
