@@ -102,7 +102,8 @@ def _parts(
 
 async def _check(tasks: Dataset, verifier: Verifier, *, processes: int, project: Path) -> list[Report]:
     from rlvr.data_check import check
-    from rlvr.verify.pool import VerifierPool, verifier_specs
+    from rlvr.verify.pool import VerifierPool
+    from rlvr.verify.specs import verifier_specs
 
     with VerifierPool(verifier_specs(verifier, tasks, project=project), processes=processes) as pool:
         return list((await check(tasks, pool, default=verifier.name)).values())
