@@ -26,7 +26,8 @@ from rlvr.recipe import Recipe
 from rlvr.run_data import bad_rows, eval_tasks
 from rlvr.stop import Stop
 from rlvr.types import Sampling, Task
-from rlvr.verify.pool import VerifierPool, verifier_specs
+from rlvr.verify.pool import VerifierPool
+from rlvr.verify.specs import verifier_specs
 
 
 @dataclass(frozen=True)
