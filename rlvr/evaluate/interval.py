@@ -17,6 +17,7 @@ F64 = npt.NDArray[np.float64]
 PerQuestion = Callable[[npt.ArrayLike, npt.ArrayLike, int], F64]  # (n, c, k) -> [Q], such as `pass_at_k`
 Z95 = 1.959963984540054
 RESAMPLES = 10_000
+FEWEST = 4  # samples for each of the k, for an interval over samples
 WIDEST = 12.0  # standard errors; a resample of nearly equal values has none to divide by
 _CELLS = 2_000_000  # drawn indices held at once
 
@@ -61,14 +62,15 @@ def difference(a: npt.ArrayLike, b: npt.ArrayLike, *, seed: int, resamples: int 
 
 
 def over_samples(of: PerQuestion, n: npt.ArrayLike, correct: npt.ArrayLike, k: int) -> tuple[float, float] | None:
-    """95 % interval of the mean of `of(n, c, k)` over samples, the questions fixed; None where 2 k > n for some.
+    """95 % interval of the mean of `of(n, c, k)` over samples, the questions fixed; None where 4 k > n for some.
 
     From the delete-one jackknife over each question's samples; for k = 1 its standard error is
     sqrt(sum_q a_q (1 - a_q) / (n_q - 1)) / Q. A bootstrap would draw samples with replacement, and pass@k of such
-    draws is biased (one right of 4 would read 0.684 at k = 4). Beyond n/2 the samples hold too few separate sets of k.
+    draws is biased (one right of 4 would read 0.684 at k = 4). Beyond n/4 the samples hold too few separate sets of k:
+    at n/2 the interval holds the truth 72 times in 100 (benchmarks/eval_coverage.py).
     """
     n_q, c_q = np.broadcast_arrays(np.asarray(n, dtype=np.int64), np.asarray(correct, dtype=np.int64))
-    if n_q.size == 0 or (n_q < 2 * k).any():
+    if n_q.size == 0 or (n_q < FEWEST * k).any():
         return None
     less_right = of(n_q - 1, np.maximum(c_q - 1, 0), k)
     less_wrong = of(n_q - 1, np.minimum(c_q, n_q - 1), k)

@@ -27,7 +27,7 @@ LEVELS = (
 )  # keys of a task's meta that a table is made by
 INTERVALS = {
     "low, high": "95 % over questions: studentised bootstrap (Wilson's where all questions are alike)",
-    "over_samples": "95 % over samples of the same questions: delete-one jackknife; null where 2k > n, and for maj@k",
+    "over_samples": "95 % over samples of the same questions: delete-one jackknife; null where 4k > n, and for maj@k",
 }
 Score = dict[str, Any]
 
@@ -199,4 +199,4 @@ def interval(score: Mapping[str, Any] | None) -> Text:
     )
 
 
-LEGEND = "[low, high]: 95 % over questions; ±: 95 % over samples of the same questions (where 2k <= n)"
+LEGEND = "[low, high]: 95 % over questions; ±: 95 % over samples of the same questions (where 4k <= n)"

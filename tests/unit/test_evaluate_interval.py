@@ -49,8 +49,8 @@ def test_sampling_noise_by_hand() -> None:
     noise = over_samples(pass_at_k, [4, 4], [1, 3], 1)
     half = 1.959964 * np.sqrt(2 * 0.25 * 0.75 / 3) / 2
     assert noise == pytest.approx((0.5 - half, 0.5 + half))
-    assert over_samples(pass_at_k, [4, 4], [1, 3], 3) is None
-    assert over_samples(pass_at_k, [4, 4], [0, 4], 2) == pytest.approx((0.5, 0.5))
+    assert over_samples(pass_at_k, [4, 4], [1, 3], 2) is None
+    assert over_samples(pass_at_k, [8, 8], [0, 8], 2) == pytest.approx((0.5, 0.5))
 
 
 def test_differences_are_paired() -> None:
