@@ -76,7 +76,7 @@ def test_unknown_names_list_what_exists(tmp_path: Path) -> None:
     put(tmp_path / "rewards/proofs.py", "")
     put(tmp_path / "rewards/_helper.py", "")
     message = refusal("rewards", "prof", tmp_path)
-    assert message.startswith("unknown verifier 'prof', did you mean 'proofs'? known in rewards/: exact, ")
+    assert message.startswith("unknown verifier 'prof', did you mean 'proofs'? known in rewards/: ")
     assert "_helper" not in message
     assert refusal("data", "zzz", tmp_path).startswith("unknown dataset 'zzz'; known in data/: ")
     assert refusal("rewards", "lib/none.py:f", tmp_path) == (

@@ -197,7 +197,7 @@ def test_missing_keys(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    assert "known in recipes/: base, dapo/" in problems(tmp_path / "absent.yaml")[0]
+    assert "known in recipes/: " in problems(tmp_path / "absent.yaml")[0]
     with pytest.raises(
         ConfigError, match="quikstart: no such file, and unknown recipe 'quikstart', did you mean 'quick"
     ):
