@@ -172,7 +172,7 @@ def test_unknown_keys_name_the_closest_key_of_their_own_level(tmp_path: Path) ->
         "r.yaml:3: checkpoint.evry: unknown key, did you mean 'every'?",
     ]
     far = problems(write(tmp_path, MINIMAL + "kl: {zzz: 1}\n"))
-    assert far == ["r.yaml:3: kl.zzz: unknown key; the keys here are coef, estimator, where"]
+    assert far == ["r.yaml:3: kl.zzz: unknown key; the keys here are coef, estimator, where, gradient, importance"]
 
 
 def test_wrong_types(tmp_path: Path) -> None:
