@@ -23,6 +23,7 @@ VERBS = {
     "check": "Validate recipes without starting an engine.",
     "show": "Print a resolved recipe and where each value came from.",
     "verify": "Explain a verdict: what was read, from where, and how it was compared.",
+    "methods": "What can be named in a recipe: equation, paper, defaults, fidelity.",
     "doctor": "Is this machine able to run it, and what to do if not.",
     "view": "Read the groups of a run: text, verdict, reward, advantage.",
     "export": "Write a run's model as a Hugging Face folder.",

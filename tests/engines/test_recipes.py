@@ -73,6 +73,8 @@ async def run(recipe: Recipe, engines: Engines, project: Path) -> list[dict[str,
         await engines.sync.connect()
         await shake_hands(engines, recipe, vocab=data.prompter.vocab, version=0)
         loop, _ = build_loop(recipe, folder, tracker, data, engines, stop=asyncio.Event(), project=project)
+        for addon in loop.addons:
+            await addon.prepare(loop.context)
         await train(loop)
     return list(read(folder.metrics))
 
@@ -94,8 +96,11 @@ async def test_every_recipe_runs_two_steps(tmp_path: Path, monkeypatch: pytest.M
             for addon in build_addons(recipe.explore, seed=0, project=project):
                 assert sum(line[f"{addon.name}/active"] for line in lines) > 0, (name, addon.name)
             assert sum(line["advantage/active"] for line in lines) > 0, name
+            if "objective/active" in lines[0]:  # an objective over groups
+                assert sum(line["objective/active"] for line in lines) > 0, name
             losses[name] = lines[-1]["train/loss"]
     plain = losses["recipes/quickstart.yaml"]
     for name, loss in losses.items():
-        if name.startswith(("recipes/explore/", "recipes/advantages/")):
+        own = name.startswith(("recipes/explore/", "recipes/advantages/"))
+        if own or recipes[name].objective.kind != "clip":
             assert loss != plain, f"{name} changes nothing"
