@@ -29,8 +29,13 @@ def effective_rank(hidden: Tensor) -> Tensor:
 
 
 def rank_dynamics(hidden: Tensor, *, stride: int) -> Tensor:
-    """(ER, ERV, ERA) of [T,d], float32 [3]; ERV is 0 with fewer than two prefixes, ERA with fewer than three."""
+    """(ER, ERV, ERA) of [T,d], float32 [3]; ERV is 0 with fewer than two prefixes, ERA with fewer than three.
+
+    NaN where a state is not finite (an eigenvalue solver raises there).
+    """
     length = len(hidden)
+    if not hidden.isfinite().all():
+        return torch.full((3,), torch.nan, device=hidden.device)
     if length < 2:
         return torch.zeros(3, device=hidden.device)
     ends = [*range(stride, length, stride), length]

@@ -40,6 +40,7 @@ MORE = {
     "effective_rank": ("stride=2",),
     "kl_cov": ("ratio=0.1",),
     "lp_reg": ("rho=1.0", "kappa=0.3"),
+    "siren": ("beta=50",),
 }
 
 

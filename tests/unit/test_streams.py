@@ -171,6 +171,8 @@ def test_effective_rank_of_nothing() -> None:
     assert float(effective_rank(torch.ones(5, 3))) == 0 and float(effective_rank(torch.randn(1, 3))) == 0
     for tokens in (0, 1):
         assert rank_dynamics(torch.randn(tokens, 3), stride=2).tolist() == [0, 0, 0]
+    broken = torch.tensor([[1.0, 2.0], [math.nan, 0.0], [3.0, 1.0]])
+    assert rank_dynamics(broken, stride=2).isnan().all()
 
 
 def test_how_the_rank_moves() -> None:
