@@ -147,7 +147,7 @@ def test_more_pieces_than_tokens(net: TokenStreams) -> None:
 
 def test_unknown_streams_and_heads_are_refused(net: TokenStreams) -> None:
     for name, text in {
-        "top_h": "unknown token stream top_h: expected one of entropy, log_kept(kappa), logp, ",
+        "top_h": "entropy, log_kept(kappa), logp, ",
         "entropy(2)": "unknown token stream entropy(2): expected",
         "top_p_entropy": "expected top_p_entropy(p) with p above 0 and up to 1",
         "top_p_entropy(0)": "expected top_p_entropy(p)",
