@@ -104,6 +104,25 @@ def test_lag_survives_a_dead_sampler_and_a_stop(project: Project) -> None:
 
 
 @pytest.mark.slow
+def test_a_reference_that_moves_on_plateaus_survives_a_stop(project: Project) -> None:
+    """Stopped by SIGTERM while a step's evaluation may still run: the same resets, the same KL, the same everything."""
+    words = ["train", "r.yaml", "steps=6", "evaluate.every=1", "checkpoint.every=4"]
+    words += ["reference.update=plateau", "reference.patience=1"]
+    status, out = project.rlvr(*words, "run=plateau")
+    assert status == 0, out
+    whole = project.lines("plateau", "metrics.jsonl")
+    moved = [line["step"] for line in whole if line["reference/moved"]]
+    assert moved and all(line["train/ref_kl"] >= 0 for line in whole)
+    child = project.start(*words, "run=stopped")
+    project.kill_when(child, lambda: project.recorded("stopped", moved[0]), sig=signal.SIGTERM)
+    child.communicate(timeout=120)
+    status, out = project.rlvr(*words, "run=stopped")
+    assert status == 0 and "resumed at step" in out, out
+    for file in TIMELESS:
+        assert project.lines("stopped", file) == project.lines("plateau", file), file
+
+
+@pytest.mark.slow
 def test_one_of_two_samplers_may_die(project: Project) -> None:
     words = ("train", "r.yaml", "run=pair", "resources.samplers=2", "max_lag=1", "steps=8", "evaluate.every=0")
     child = project.start(*words)

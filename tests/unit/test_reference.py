@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import pytest
 
+from rlvr.engine.protocols import Which
 from rlvr.explore.base import AddOn
+from rlvr.loop import train
 from rlvr.recipe import KL, Reference
 from rlvr.reference import ReferenceSchedule, Scores, move_reference, uses_reference
+from rlvr.types import Metrics, Streams, TokenBatch
+from tests.unit.test_loop import make_loop, recipe
 
 
 @dataclass
@@ -101,3 +106,32 @@ def test_who_needs_a_reference() -> None:
 
     assert not uses_reference(KL(), [AddOn]) and not uses_reference(KL(), [])
     assert uses_reference(KL(coef=0.1), []) and uses_reference(KL(), [AddOn, Asks])
+
+
+async def run_loop(**reference: object) -> tuple[list[tuple[int, list[int], Metrics]], list[str]]:
+    """The records of a toy run, and the order of what was asked of its policy."""
+    loop, policy, recorder = make_loop(recipe(kl={"coef": 0.1}, reference=reference))
+    order: list[str] = []
+    measure = policy.measure
+
+    async def measured(batch: TokenBatch, needs: Iterable[str], model: Which = "policy") -> Streams:
+        order.append(model)
+        return await measure(batch, needs, model)
+
+    async def moved(*, alpha: float, reset_optimizer: bool) -> None:
+        order.append("move")
+
+    policy.measure = measured  # type: ignore[method-assign]
+    policy.move_reference = moved  # type: ignore[attr-defined]
+    await train(loop)
+    return recorder.lines, order
+
+
+async def test_a_reference_that_never_moves_is_plain_kl_and_one_that_does_moves_before_it_is_measured() -> None:
+    plain, order = await run_loop()
+    waiting, _ = await run_loop(update="every", steps=1000)
+    said = [metrics.pop("reference/moved") for _, _, metrics in waiting]
+    assert waiting == plain and said == [0.0] * 5 and order == ["reference"] * 5
+    moving, order = await run_loop(update="every", steps=2)
+    assert [metrics["reference/moved"] for _, _, metrics in moving] == [0, 0, 1, 0, 1]
+    assert order == ["reference", "reference", "move", "reference", "reference", "move", "reference"]
