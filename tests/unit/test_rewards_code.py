@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 
+from rlvr import check
 from rlvr.catalog import find, load
+from rlvr.cli import doctor
+from rlvr.errors import VerifierError
+from rlvr.recipe import Recipe
 from rlvr.verify import sandbox
 from rlvr.verify.pool import VerifierPool
-from tests.unit.verifiers import specs, task
+from tests.unit.verifiers import specs, task, write_verifier
 
 ADD = {"asserts": ["assert add(1, 2) == 3", "assert add(-1, 1) == 0", "assert add(2, 2) == 4"]}
 CALLS = {"fn_name": "add", "inputs": [[1, 2], [-1, 1], [2, 2]], "outputs": [3, 0, 4]}
@@ -240,9 +244,9 @@ def test_golds_are_checked(code: ModuleType, answer: str, problem: str | None) -
 
 
 def test_time_for_all_tests(code: ModuleType) -> None:
-    slow = "def add(a, b):\n    import time; time.sleep(0.4)\n    return a + b"
-    verdict = scored(code, slow, {"asserts": ADD["asserts"] * 20}, total=1.0, partial=True)
-    assert 0 < verdict["score"] < 0.1 and "time for all tests" in verdict["detail"]
+    slow = "def add(a, b):\n    import time; time.sleep(0.7)\n    return a + b"
+    verdict = scored(code, slow, {"asserts": ADD["asserts"] * 20}, total=4.0, partial=True)
+    assert 0 < verdict["score"] < 0.2 and "time for all tests" in verdict["detail"]
 
 
 async def test_in_the_pool_a_programs_seconds_are_not_the_verifiers(code: ModuleType, tmp_path: Path) -> None:
@@ -266,3 +270,26 @@ def test_without_isolation_it_refuses_unless_unsafe(root: Path) -> None:
     assert "unsafe: true" in code.check_machine(code.Config())
     assert code.check_machine(code.Config(unsafe=True)) is None
     assert code.verify(block(RIGHT), json.dumps(ADD), code.Config(unsafe=True))["score"] == 1
+
+
+NOT_HERE = "def verify(response, answer): return 1\ndef check_machine(config): return 'no room for it'"
+
+
+def test_check_warns_of_a_verifier_that_this_machine_cannot_run(tmp_path: Path) -> None:
+    write_verifier(tmp_path, NOT_HERE, name="roomy")
+    good = {"model": {"path": "org/name"}, "data": {"train": [{"name": "gsm8k"}]}, "verifier": {"name": "roomy"}}
+    [problem] = check.problems(Recipe.model_validate(good), project=tmp_path)
+    assert (problem.level, problem.key) == ("warning", "verifier") and "no room for it" in problem.message
+
+
+async def test_a_pool_refuses_a_verifier_that_this_machine_cannot_run(tmp_path: Path) -> None:
+    with VerifierPool(write_verifier(tmp_path, NOT_HERE, name="roomy"), processes=1) as pool:
+        scoring = pool.score(task(), ["x"])
+        with pytest.raises(VerifierError, match=r"cannot be loaded.*roomy.py.*no room for it"):
+            await scoring
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_doctor_says_what_to_do() -> None:
+    finding = doctor.sandbox()
+    assert (finding.level, finding.advice) == ("warn", sandbox.ADVICE) and "no namespaces here" in finding.found

@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -361,10 +360,6 @@ def test_the_filter_knows_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "MACHINE", "riscv64")
     with pytest.raises(OSError, match="riscv64"):
         list(kernel.instructions(threads=True))
-
-
-def test_python_runs_this_file_on_linux() -> None:
-    assert sys.platform == "linux"
 
 
 def test_a_shared_sandbox_is_kept_and_replaced_when_it_dies(place: Sandbox) -> None:
