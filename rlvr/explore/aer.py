@@ -59,8 +59,8 @@ class Aer(AddOn):
         self.alpha: float = config.alpha
         self.initial: float | None = None  # H_0
 
-    def advantage(self, groups: Sequence[Group]) -> Sequence[Group]:
-        """Notes lambda_g beside the tokens of the group, for `knobs`; the advantages stay."""
+    def reward(self, groups: Sequence[Group]) -> Sequence[Group]:
+        """Notes lambda_g, which comes from raw verdicts, beside the group's tokens for `knobs`; the rewards stay."""
         return [self._noted(group) for group in groups]
 
     def knobs(self, update: Update) -> Knobs | None:
