@@ -35,6 +35,7 @@ EXAMPLES: dict[str, tuple[dict, dict]] = {
     "kl_cov": ({"ratio": 0.0}, {"ratio": 0.1}),
     "length_reward": ({"coef": 0.0}, {"coef": 0.3}),
     "lp_reg": ({"rho": 0.0}, {"rho": 0.5, "kappa": 0.1}),
+    "outcome_bonus": ({"coef": 0.0}, {"coef": 0.3, "form": "batch"}),
     "siren": ({"beta": 0.0}, {"beta": 0.1, "q": 0.5}),
     "temperature_schedule": ({"start": 1.0, "end": 1.0}, {"start": 1.5, "end": 1.0, "steps": 10}),
 }
