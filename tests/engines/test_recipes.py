@@ -103,5 +103,5 @@ async def test_every_recipe_runs_two_steps(tmp_path: Path, monkeypatch: pytest.M
     plain = losses["recipes/quickstart.yaml"]
     for name, loss in losses.items():
         own = name.startswith(("recipes/explore/", "recipes/advantages/"))
-        if own or recipes[name].objective.kind != "clip":
+        if own or recipes[name].objective.kind not in ("clip", "delta_clip"):  # its bound is reached by no tiny step
             assert loss != plain, f"{name} changes nothing"
