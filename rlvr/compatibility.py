@@ -23,7 +23,8 @@ def conflicts(recipe: Recipe, read: Sequence[Read]) -> Iterator[Told]:
         assert isinstance(method, AddOn | Correction)
         if key == "advantage" and inert:
             continue  # nobody looks at the advantages
-        yield from (("error", key, text) for text in method.problems(recipe))
+        for text in method.problems(recipe):
+            yield "error", key, text
         if isinstance(method, AddOn) and method.barrier and recipe.max_lag:
             given = f"got {recipe.max_lag}; the add-on {method.kind} needs the whole block at once: max_lag: 0"
             yield "error", "max_lag", given

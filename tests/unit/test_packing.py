@@ -33,7 +33,8 @@ def same(a: Row, b: Row) -> None:
 def rows() -> tuple[Row, ...]:
     """Rows of several lengths, with and without streams (per token and per sequence) and a supervised channel."""
     out = []
-    for i, row in enumerate(collate([make_group(3, scores=[1.0, 0.0, 1.0], lengths=[3, 1, 7])])):
+    group = make_group(3, scores=[1.0, 0.0, 1.0], lengths=[3, 1, 7])
+    for i, row in enumerate(collate([group.with_(rewards=group.scores)])):
         length = len(row.tokens)
         row = replace(row, logprobs=np.where(np.arange(length) == 1, np.nan, row.logprobs).astype(np.float32))
         if i != 1:
