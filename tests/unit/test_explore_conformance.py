@@ -7,7 +7,7 @@ import pickle
 import re
 import sys
 from collections.abc import Iterator
-from itertools import permutations
+from itertools import combinations
 from math import nan
 from pathlib import Path
 
@@ -119,7 +119,11 @@ def test_the_same_kind_twice_keeps_apart() -> None:
     same(learn(twice), learn(stack(("entropy_bonus", {"coef": 0.05}))))
 
 
-@pytest.mark.parametrize("pair", list(permutations(WORKING, 2)), ids=lambda pair: f"{pair[0][0]}-{pair[1][0]}")
+# Each pair in one order, every other pair reversed: there are many, and "all" and "all, reversed" are in STACKS.
+PAIRS = [pair[:: 1 if i % 2 else -1] for i, pair in enumerate(combinations(WORKING, 2))]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair[0][0]}-{pair[1][0]}")
 def test_every_pair_stacks(pair: tuple) -> None:
     out = learn(later(*pair))
     assert out.grad.isfinite().all()
