@@ -7,7 +7,7 @@ A kind is a file of the family's package (`explore: [{kind: clip_cov}]` is `rlvr
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -205,7 +205,7 @@ def _refuse(complaints: Sequence[Complaint]) -> None:
         raise ConfigError([f"{c.key}: {c.text}" for c in complaints])
 
 
-def plugin_files(recipe: Recipe | SftRecipe, *, project: Path) -> Mapping[str, Found]:
+def plugin_files(recipe: Recipe | SftRecipe, *, project: Path) -> dict[str, Found]:
     """Every plug-in file of a recipe by its dotted key ("verifier", "data.train.0", "explore.1").
 
     Raises ConfigError for the first name that does not exist (`check.problems` lists all).

@@ -161,8 +161,9 @@ def rows_of(*, rewards: list[float], groups: list[int] | None = None, **streams:
 
 
 def knobs_of(method: Any, rows: list[Row], logps: list[list[float]]) -> Knobs:
+    # what stands on the prompt is in no score
     stats = [
-        {"logp": np.array([0.0, *np.log(p[: len(r.weight) - 1])], np.float32)} for r, p in zip(rows, logps, strict=True)
+        {"logp": np.array([5.0, *np.log(p[: len(r.weight) - 1])], np.float32)} for r, p in zip(rows, logps, strict=True)
     ]
     return method.knobs(Update(rows=rows, stats=stats, update=0, step=0, seed=0, clip=(0.2, 0.2)))
 
