@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -24,8 +25,33 @@ def collate(groups: Sequence[Group], *, mask_truncated: bool = False) -> tuple[R
         for member, (t, ok, adv, reward) in enumerate(members):
             dead = not ok or (mask_truncated and t.finish == "length")
             row = _row(f"{group.draw}/{member}", group.draw, t, adv, dead=dead)
-            rows.append(replace(row, task=group.task.id, reward=float(reward)))
+            row = replace(row, task=group.task.id, reward=float(reward))
+            rows += [_edge(row, a, b) for a, b in edges(t)] if t.cuts else [row]
     return tuple(rows)
+
+
+def edges(t: Trajectory) -> list[tuple[int, int]]:
+    """[a, b) of each row that a trajectory with cuts is trained as: those with a weight; the last when none has."""
+    spans = list(pairwise((0, *t.cuts)))
+    return [(a, b) for a, b in spans if t.weight[a:b].any()] or spans[-1:]
+
+
+def _edge(row: Row, start: int, end: int) -> Row:
+    """tokens[:end], trained from `start` on; the numbers of a token stay those of the token."""
+    length = len(row.tokens)
+    weight = np.where(np.arange(length) >= start, row.weight, 0).astype(np.float32)
+    return replace(
+        row,
+        key=f"{row.key}/{end}",
+        tokens=row.tokens[:end],
+        weight=weight[:end],
+        logprobs=row.logprobs[:end],
+        version=row.version[:end],
+        temperature=row.temperature[:end],
+        advantages=np.where(weight != 0, row.advantages, 0)[:end].astype(np.float32),
+        streams={name: value[:end] if len(value) == length else value for name, value in row.streams.items()},
+        sft_weight=None if row.sft_weight is None else np.where(weight != 0, row.sft_weight, 0)[:end],
+    )
 
 
 def _row(key: str, draw: int, t: Trajectory, advantages: F32, *, dead: bool) -> Row:
@@ -47,8 +73,9 @@ def row_table(groups: Sequence[Group]) -> list[tuple[int, ...]]:
     """For each group position, the positions of its rows in `collate`'s output."""
     out, start = [], 0
     for group in groups:
-        out.append(tuple(range(start, start + len(group))))
-        start += len(group)
+        rows = sum(len(edges(t)) if t.cuts else 1 for t in group.trajectories)
+        out.append(tuple(range(start, start + rows)))
+        start += rows
     return out
 
 

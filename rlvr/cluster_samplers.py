@@ -12,6 +12,7 @@ from rlvr.errors import EngineError, ReplicaBroken
 from rlvr.types import F32, I32, Completion, Request
 
 RESTARTS = 3  # of one replica in one run
+HOMES = 4096  # draws whose replica is remembered
 RETRY = 0.2  # seconds between two attempts on a replica that waits for its weights
 
 
@@ -43,6 +44,7 @@ class SamplerPool:
         self.rejoin: Callable[[Replica, Any], Awaitable[None]] | None = None  # see `RaySync`
         self.blocked = asyncio.Event()  # a new replica waits for the next push
         self._calls = 0
+        self._homes: dict[int, Replica] = {}  # by `Request.home`, the newest last
 
     @property
     def handles(self) -> list[Any]:
@@ -67,7 +69,7 @@ class SamplerPool:
         """
         async with asyncio.timeout(self._limit):
             while True:
-                replica = min(self.replicas, key=lambda r: (not r.ready.is_set(), r.load, r.index))
+                replica = self._route(requests)
                 await replica.ready.wait()
                 handle = replica.handle
                 replica.load += len(requests)
@@ -81,6 +83,18 @@ class SamplerPool:
                     await self.rejoin(replica, handle)
                 finally:
                     replica.load -= len(requests)
+
+    def _route(self, requests: Sequence[Request]) -> Replica:
+        """The replica that served this home before, while it lives; else the least loaded one, from now on its home."""
+        home = requests[0].home if requests else None
+        known = None if home is None else self._homes.pop(home, None)
+        if known is None or not known.ready.is_set():
+            known = min(self.replicas, key=lambda r: (not r.ready.is_set(), r.load, r.index))
+        if home is not None:
+            self._homes[home] = known
+            if len(self._homes) > HOMES:
+                del self._homes[next(iter(self._homes))]
+        return known
 
     async def _sample(self, replica: Replica, requests: Sequence[Request]) -> list[Completion]:
         """One attempt, under keys of its own: what is left of an earlier one cannot collide with it."""

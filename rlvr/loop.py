@@ -67,7 +67,9 @@ async def explore(loop: Loop, draw: int) -> Group:
     for addon in loop.addons:
         task = addon.tasks(task, draw)
     sampling = sampling_of(recipe)
-    group = await loop.sample(Draw(task=task, index=draw, step=loop.step, group=recipe.group, sampling=sampling))
+    ctx = loop.context.at(loop.step)
+    drawn = Draw(task=task, index=draw, step=ctx.step, group=recipe.group, sampling=sampling, ctx=ctx)
+    group = await loop.sample(drawn)
     for addon in loop.addons:
         group = await addon.guide(group, loop.context.at(loop.step))
     return replace(group, dropped=drop_reason(group, keep=recipe.keep))
@@ -106,7 +108,7 @@ async def learn(loop: Loop, groups: Sequence[Group], streamed: Streamed) -> Metr
             recipe=recipe,
             surrogate=loop.surrogate,
             addons=loop.addons,
-            old=streamed.old,
+            old=streamed.old if len(rows) == len(streamed.old or ()) else None,  # credit may cut rows
             step=loop.step,
             update=loop.update,
             first=i == 0,

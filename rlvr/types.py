@@ -66,6 +66,7 @@ class Request:
     key: str
     tokens: I32
     sampling: Sampling
+    home: int | None = None  # its draw: requests of one home are served by one replica, whose cache has their prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,10 @@ class Trajectory:
     sft_weight: F32 | None = None  # [L] supervised channel
     generated_under: I32 | None = None  # the prompt it was generated under, when another one
     source: str = "policy"
-    parent: tuple[int, int] | None = None  # (sibling, branch position)
+    parent: tuple[int, int] | None = None  # (sibling, p): tokens[:p] are the sibling's
+    cuts: tuple[
+        int, ...
+    ] = ()  # ascending, the last is L: trained as one row tokens[:c] for each cut c (edges of a tree)
     adv_group: str | None = None
     episode: str | None = None
     streams: Mapping[str, F32] = field(default_factory=dict)  # [L] or [d] each, by name
@@ -140,6 +144,7 @@ class Group:
     advantages: tuple[F32, ...] | None = None  # ragged, [L] each
     dropped: str | None = None  # why it is not trained on
     prompt_len: int = 0
+    counts: Mapping[str, float] = field(default_factory=dict)  # what its sampling counted, as "<add-on name>/<key>"
 
     def __len__(self) -> int:
         return len(self.trajectories)

@@ -37,6 +37,7 @@ class Draw:
     step: int
     group: int  # G
     sampling: Sampling
+    ctx: Context | None = None  # the run, at this step: for samplers that generate and verify by themselves
 
 
 Sample = Callable[[Draw], Awaitable[Group]]

@@ -35,6 +35,7 @@ def flat_groups(sampler: Sampler, verifiers: Verifiers, encoder: Encoder, *, see
                 key=f"{draw.index}/{i}",
                 tokens=prompt,
                 sampling=replace(draw.sampling, seed=stable_seed(seed, "sample", draw.index, i)),
+                home=draw.index,
             )
             for i in range(draw.group)
         ]

@@ -28,7 +28,20 @@ from rlvr.objectives.streams import parse, reduction
 from rlvr.objectives.view import TokenView
 from rlvr.recipe import KL, Overlong, Reduction
 from rlvr.seeds import stable_seed
-from rlvr.types import F32, Completion, Group, Metrics, Origin, Request, Row, Sampling, Task, Trajectory, Verdict
+from rlvr.types import (
+    F32,
+    Completion,
+    Finish,
+    Group,
+    Metrics,
+    Origin,
+    Request,
+    Row,
+    Sampling,
+    Task,
+    Trajectory,
+    Verdict,
+)
 
 VOCAB, PROMPT, GROUP, TASKS = 11, 3, 6, 4
 REFERENCE_KL = KL(coef=0.01)
@@ -143,8 +156,9 @@ def _verdict(text: str) -> Verdict:
 def _completion(key: str, sampling: Sampling, seed: int) -> Completion:
     rng = np.random.default_rng(seed)
     n = int(rng.integers(2, 9))
-    tokens = rng.integers(0, VOCAB, n).astype(np.int32)
-    return Completion(key, tokens, np.zeros(n, np.float32), np.zeros(n, np.int32), "stop")
+    tokens = rng.integers(0, VOCAB, n).astype(np.int32)[: sampling.max_tokens]
+    finish: Finish = "length" if n > sampling.max_tokens else "stop"
+    return Completion(key, tokens, np.zeros(len(tokens), np.float32), np.zeros(len(tokens), np.int32), finish)
 
 
 def _trajectory(prompt: np.ndarray, completion: Completion, temperature: float, *, broken: bool) -> Trajectory:
@@ -195,7 +209,9 @@ def explore(addons: Sequence[AddOn], *, step: int = 0) -> list[Group]:
             task = Task(id=str(index), prompt="?", answer="!")
             for addon in addons:
                 task = addon.tasks(task, index)
-            group = await sample(Draw(task=task, index=index, step=step, group=GROUP, sampling=Sampling()))
+            group = await sample(
+                Draw(task=task, index=index, step=step, group=GROUP, sampling=Sampling(max_tokens=8), ctx=context)
+            )
             for addon in addons:
                 group = await addon.guide(group, context)
             groups.append(group)

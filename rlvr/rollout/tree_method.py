@@ -1,0 +1,139 @@
+"""What tree methods share: chains of the recipe's sampler, branches grown on them, credit, and what it all cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import PositiveInt
+
+from rlvr.errors import EngineError
+from rlvr.explore.base import AddOn, AddOnConfig, Draw, Sample
+from rlvr.rollout.tree import F64, Grower, Ledger, Rows, Stem, Tree, tokens_saved
+from rlvr.types import Group, Metrics
+
+if TYPE_CHECKING:
+    from rlvr.recipe import Recipe
+
+KINDS = frozenset({"deep_search", "fr3e", "latr", "spo_tree", "treerl"})
+
+
+class TreeConfig(AddOnConfig):
+    """`rows`: how a tree is trained on; `budget`: tokens to decode for one prompt, null is no limit."""
+
+    rows: Rows = "path"
+    budget: PositiveInt | None = None
+
+
+class TreeMethod(AddOn):
+    """Base class: override `branches` (off: plain sampling, bit for bit), `grown` and `values`.
+
+    The recipe's `group` is the number of chains that the tree starts from, and they are sampled as without it.
+    """
+
+    drop_zero = False  # nodes with advantage 0 are not trained on
+
+    @property
+    def branches(self) -> bool:
+        """Whether the options ask for any branch at all."""
+        raise NotImplementedError
+
+    async def grown(self, group: Group, grower: Grower) -> Group:
+        """The group with branches added (`branched`)."""
+        raise NotImplementedError
+
+    def values(self, group: Group, tree: Tree, rewards: F64) -> F64:
+        """The advantage of every node; `rewards` [G] are shaped, NaN on rows in error."""
+        raise NotImplementedError
+
+    def problems(self, recipe: Recipe) -> Sequence[str]:
+        """Two trees in one recipe; chains that the budget cannot pay; an estimator that samples by itself."""
+        trees = [spec.kind for spec in recipe.explore if spec.kind in KINDS]
+        found = [f"one tree method a recipe, got {', '.join(trees)}"] if len(trees) > 1 else []
+        need, budget = recipe.group * recipe.sampling.max_tokens, self.config.budget
+        if budget is not None and budget < need:
+            found.append(
+                f"{self.kind!r}: budget is {budget} tokens, and the chains alone can take group * sampling.max_tokens "
+                f"= {need}; raise the budget or lower the others"
+            )
+        if recipe.advantage.kind == "remax":
+            found.append(f"{self.kind!r} gives the advantages itself: name another estimator than 'remax'")
+        return found
+
+    def sampler(self, sample: Sample) -> Sample:
+        """Chains, then branches. A branching that fails in the engine leaves the group as it was, and is counted."""
+
+        async def planted(draw: Draw) -> Group:
+            return await self.planted(sample, draw) if self.branches else await sample(draw)
+
+        return planted
+
+    async def planted(self, sample: Sample, draw: Draw) -> Group:
+        """The tree of one draw."""
+        assert draw.ctx is not None, "a tree is sampled within a run"
+        ledger, most = Ledger(self.config.budget), draw.sampling.max_tokens
+        chains = sum(ledger.reserve(most) for _ in range(draw.group))
+        group = await sample(replace(draw, group=max(chains, 1)))
+        ledger.settle(chains * most, min(sum(t.response_len for t in group.trajectories), chains * most))
+        grower = Grower(draw=draw, ctx=draw.ctx, ledger=ledger, name=self.name, prompt_len=group.prompt_len)
+        failed = False
+        try:
+            tree = await self.grown(group, grower)
+        except (EngineError, TimeoutError):
+            tree, failed = group, True
+        said = {
+            "forks": len(tree) - len(group),
+            "decoded": ledger.spent,
+            "refused": ledger.refused,
+            "failed": failed,
+        }
+        return tree.with_(counts={**tree.counts, **{f"{self.name}/{key}": float(n) for key, n in said.items()}})
+
+    def advantage(self, groups: Sequence[Group]) -> Sequence[Group]:
+        """Credit from the tree, in place of the estimator's, in every group with a branch of this method."""
+        return [self._credited(group) if group.counts.get(f"{self.name}/forks") else group for group in groups]
+
+    def _credited(self, group: Group) -> Group:
+        assert group.rewards is not None
+        tree = Tree.of(group)
+        rewards = np.where(group.valid, group.rewards, np.nan).astype(np.float64)
+        credited = tree.spread(group, np.nan_to_num(self.values(group, tree, rewards)))
+        return tree.laid_out(credited, self.config.rows, drop_zero=self.drop_zero)
+
+    def observe(self, groups: Sequence[Group], metrics: Metrics) -> Metrics:
+        """`active`: branches; `decoded`: tokens; `refused` branches; `failed`: groups whose branching failed.
+
+        `saved`: tokens shared with a sibling, so not decoded again; `saved_share`: of the tokens of all rows.
+        """
+        names = {"active": "forks", "decoded": "decoded", "refused": "refused", "failed": "failed"}
+        out = {k: sum(g.counts.get(f"{self.name}/{name}", 0.0) for g in groups) for k, name in names.items()}
+        mine = [g for g in groups if g.counts.get(f"{self.name}/forks")]
+        saved = float(sum(tokens_saved(g) for g in mine))
+        whole = sum(t.response_len for g in mine for t in g.trajectories)
+        return out | {"saved": saved, "saved_share": saved / whole if whole else 0.0}
+
+
+async def branched(group: Group, places: Sequence[tuple[int, int, str]], grower: Grower) -> Group:
+    """The group with a verified branch at each (row, token, path), in order, without those that cannot be grown."""
+    stems = [Stem(group.trajectories[row], at, path) for row, at, path in places]
+    rows = await grower.grow(stems)
+    new = [replace(r, parent=(row, at)) for r, (row, at, _) in zip(rows, places, strict=True) if r is not None]
+    return group.with_(trajectories=(*group.trajectories, *await grower.verified(new)))
+
+
+def answer_begins(tokens: np.ndarray, grower: Grower, pattern: str) -> int:
+    """The first place such that tokens[: place + 1], decoded, match `pattern`; their number when they never do."""
+    import re
+
+    def matches(n: int) -> bool:
+        return re.search(pattern, grower.ctx.decode(tokens[:n])) is not None
+
+    low, high = 0, len(tokens)  # tokens[:low] do not match; tokens[:high] do, if all do
+    if not pattern or not matches(high):
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if matches(middle) else (middle, high)
+    return high - 1
