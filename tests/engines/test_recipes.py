@@ -36,6 +36,7 @@ TINY = [
 # so few tokens, and a base of high entropy: options with which an add-on finds something to do
 MORE = {
     "adaptive_entropy": ("target=9",),
+    "cde": ("alpha=0.01",),
     "clip_cov": ("ratio=0.1", "low=-9", "high=9"),
     "effective_rank": ("stride=2",),
     "kl_cov": ("ratio=0.1",),

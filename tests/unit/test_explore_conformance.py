@@ -25,9 +25,11 @@ from tests.unit.conformance import Outcome, learn, stack
 EXAMPLES: dict[str, tuple[dict, dict]] = {
     "adaptive_entropy": ({"initial": 0.0, "delta": 0.0}, {"initial": 0.05, "target": 10.0}),
     "aer": ({"alpha": 0.0, "eta": 0.0}, {"alpha": 0.05, "rho": 1.0}),
+    "cde": ({"w": 0.0}, {"w": 0.6, "alpha": 0.05}),
     "clip_cov": ({"ratio": 0.0}, {"ratio": 0.1, "low": 0.0, "high": 50.0}),
     "cosine_length": ({"coef": 0.0}, {"coef": 0.3, "max_len": 8}),
     "critical_tokens": ({"coef": 0.0}, {"coef": 0.5, "power": 2.0}),
+    "diver": ({"w": 0.0}, {"w": 0.4}),
     "effective_rank": ({"coef": 0.0}, {"coef": 0.3, "stride": 2}),
     "egsw": ({"alpha": 0.0, "P": 1e30}, {"alpha": 0.5}),
     "entropy_advantage": ({"alpha": 0.0}, {"alpha": 0.2}),
