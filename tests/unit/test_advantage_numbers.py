@@ -177,10 +177,10 @@ def test_token_energy_is_the_squared_norm_of_the_score() -> None:
 
 
 def test_otb_numbers() -> None:
-    """Two rows of 3 and 2 tokens: W = (.5, 1, 2) and (1.5, 3); at the third token the first is alone."""
-    first, second = otb(np.array([1.0, 0.0]), [np.array([0.5, 0.5, 1.0]), np.array([1.5, 1.5])])
-    close(first, [1 - 0.25, 1 - 0.25, 0])
-    close(second, [-0.25, -0.25])
+    """Two rows of 3 and 2 tokens: W = (.5, 2, 3) and (1.5, 2); at the third token the first is alone."""
+    first, second = otb(np.array([1.0, 0.0]), [np.array([0.5, 1.5, 1.0]), np.array([1.5, 0.5])])
+    close(first, [1 - 0.25, 1 - 0.5, 0])
+    close(second, [-0.25, -0.5])
 
 
 @given(rewards_01)
