@@ -64,7 +64,7 @@ class ReinforcePlusPlus(Estimator):
     def __init__(self, config: Any, *, name: str = "", seed: int = 0) -> None:
         super().__init__(config, name=name, seed=seed)
         if config.kl_coef:  # only then does the run load a reference model
-            self.needs = frozenset({"old_logp", "ref_logp"})  # pyright: ignore[reportAttributeAccessIssue]
+            self.needs = frozenset({"old_logp", "ref_logp"})
 
     def advantage(self, groups: Sequence[Group]) -> Sequence[Group]:
         """A number for every trained token."""
