@@ -7,7 +7,7 @@ from math import comb, nan, sqrt
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlvr.advantages.base import F64, centred
@@ -22,6 +22,8 @@ from rlvr.advantages.reinforce_plus_plus_baseline import reinforce_plus_plus_bas
 from rlvr.advantages.remax import remax
 from rlvr.advantages.rloo import rloo
 from rlvr.advantages.rows import pooled
+
+patient = settings(max_examples=60, deadline=None)  # the machine may be busy
 
 ONE_OF_FOUR = np.array([1.0, 0.0, 0.0, 0.0])
 TWO_GROUPS = [ONE_OF_FOUR, np.array([1.0, 1.0, 1.0, 0.0])]
@@ -144,6 +146,7 @@ def test_pass_at_k_numbers(n: int, right: int, k: int, expected: tuple[float, fl
     close(pass_at_k(rewards, k), [expected[0]] * right + [expected[1]] * (n - right))
 
 
+@patient
 @given(rewards_01, st.integers(1, 7))
 def test_pass_at_k_is_the_mean_over_subsets(rewards: F64, k: int) -> None:
     """The definition: a row's advantage is the mean of (max of subset - rho) / sigma over the subsets that hold it."""
@@ -183,6 +186,7 @@ def test_otb_numbers() -> None:
     close(second, [-0.25, -0.5])
 
 
+@patient
 @given(rewards_01)
 def test_otb_with_equal_energies_is_dr_grpo(rewards: F64) -> None:
     got = otb(rewards, [np.full(3, 0.7) for _ in rewards])
@@ -198,6 +202,7 @@ def test_otb_without_energy_takes_the_plain_mean() -> None:
 
 
 @pytest.mark.parametrize("name", GROUPED)
+@patient
 @given(groups=steps_01)
 def test_errors_leave_every_statistic(name: str, groups: list[F64]) -> None:
     whole = STEPS[name](groups)
@@ -208,12 +213,14 @@ def test_errors_leave_every_statistic(name: str, groups: list[F64]) -> None:
 
 
 @pytest.mark.parametrize("name", SUM_TO_ZERO)
+@patient
 @given(groups=steps_01)
 def test_a_groups_advantages_sum_to_zero(name: str, groups: list[F64]) -> None:
     for got in STEPS[name](groups):
         assert abs(got.sum()) < 1e-9
 
 
+@patient
 @given(groups=steps_01)
 def test_weighted_sums_to_zero(groups: list[F64]) -> None:
     for group, sizes in zip(groups, lengths(groups), strict=True):
@@ -227,6 +234,7 @@ def test_weighted_sums_to_zero(groups: list[F64]) -> None:
 
 
 @pytest.mark.parametrize("name", GROUPED)
+@patient
 @given(groups=steps_01, seed=st.integers(0, 99))
 def test_order_of_members_and_groups_does_not_matter(name: str, groups: list[F64], seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -305,6 +313,7 @@ def whiten_rows(values: list[float]) -> list[F64]:
     return [(array - array.mean()) / array.std()]
 
 
+@patient
 @given(st.lists(st.lists(st.floats(-1e3, 1e3), max_size=6).map(lambda v: np.array(v, float)), max_size=6))
 def test_pooled_is_numpys_mean_and_std(rows: list[F64]) -> None:
     values = np.concatenate([np.zeros(0), *rows])
