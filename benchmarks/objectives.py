@@ -4,7 +4,8 @@
 
 Each method has the options of its recipe `recipes/explore/KIND_quickstart.yaml`, all else is the quickstart's. It is
 paired with a run without it: both engines live in one process and take turns on the same rows; what is reported is
-the median of the paired ratios. A step is what the controller does (credit, global selection) and one optimizer update.
+the median of the paired ratios. Seconds are CPU seconds of the process, with one thread: what else the machine does
+hardly changes them. A step is what the controller does (credit, global selection) and one optimizer update.
 Forwards without gradient are apart: the one at the start of a batch against the same one without the method, and the
 one that a method asks for before an update, as a part of a step without it (the first update of a batch does without).
 Then the forward with each stream is compared with the one that reduces log-probs alone. At last every method takes a
@@ -78,9 +79,9 @@ class OneRank:
 @contextlib.contextmanager
 def clock(seconds: dict[str, float], name: str) -> Iterator[None]:
     """Add the seconds of the block to `seconds[name]`."""
-    started = time.perf_counter()
+    started = time.process_time()
     yield
-    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
+    seconds[name] = seconds.get(name, 0.0) + time.process_time() - started
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Side:
         """One update over all rows, as if it were not the first of its batch."""
         recipe, hooks, seconds = self.recipe, self.methods.hooks, self.policy.seconds
         seconds.clear()
-        started = time.perf_counter()
+        started = time.process_time()
         streamed = await with_streams(groups, self.policy, recipe, hooks)
         before_batch = seconds.pop("measure", 0.0)
         shaped = shape_rewards(
@@ -130,7 +131,7 @@ class Side:
             hook.observe(credited, metrics)
         self.steps += 1
         before_update = seconds.pop("measure", 0.0)
-        step = time.perf_counter() - started - before_batch - before_update
+        step = time.process_time() - started - before_batch - before_update
         return Took(step=step, before_batch=before_batch, before_update=before_update)
 
 
@@ -141,7 +142,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1024, help="T, of each response")
     parser.add_argument("--prompts", type=int, default=1, help=f"each with {GROUP} responses")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     kinds = args.methods if args.methods is not None else entropy_methods()
     folder = Path(tempfile.mkdtemp(prefix="rlvr-objectives-"))
@@ -175,7 +176,7 @@ async def compare(kinds: Sequence[str], folder: Path, args: argparse.Namespace) 
     print(
         f"{args.prompts * GROUP} responses of {args.tokens} tokens; mean entropy {entropy[PROMPT:].mean():.2f} nats\n"
     )
-    print("| method | step against none | step, s | forward before a batch | forward before an update |")
+    print("| method | step against none | step, CPU s | forward before a batch | forward before an update |")
     print("|---|---|---|---|---|")
     for kind in kinds:
         method = side(kind, folder, args)
