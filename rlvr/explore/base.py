@@ -37,6 +37,7 @@ class Draw:
     step: int
     group: int  # G
     sampling: Sampling
+    first: int = 0  # the number of its first response; what the seeds count from when a draw is sampled in rounds
     ctx: Context | None = None  # the run, at this step: for samplers that generate and verify by themselves
 
 

@@ -37,7 +37,7 @@ def flat_groups(sampler: Sampler, verifiers: Verifiers, encoder: Encoder, *, see
                 sampling=replace(draw.sampling, seed=stable_seed(seed, "sample", draw.index, i)),
                 home=draw.index,
             )
-            for i in range(draw.group)
+            for i in range(draw.first, draw.first + draw.group)
         ]
         completions = await sampler.generate(requests)
         texts = [encoder.decode(c.tokens) for c in completions]
@@ -73,6 +73,14 @@ def trajectory(
         verdict=verdict,
         source=source,
     )
+
+
+def joined(group: Group, more: Group) -> Group:
+    """One group of the responses of two rounds of the same draw, in order, with the counts of both."""
+    at = len(group)
+    moved = (t if t.parent is None else replace(t, parent=(t.parent[0] + at, t.parent[1])) for t in more.trajectories)
+    counts = {key: group.counts.get(key, 0.0) + more.counts.get(key, 0.0) for key in {**group.counts, **more.counts}}
+    return group.with_(trajectories=(*group.trajectories, *moved), counts=counts)
 
 
 def informative(group: Group) -> bool:

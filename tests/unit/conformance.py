@@ -180,13 +180,13 @@ def _trajectory(prompt: np.ndarray, completion: Completion, temperature: float, 
 
 async def flat(draw: Draw) -> Group:
     """`draw.group` responses; one verdict of draw 0 is an error, and all of draw 1 have one score."""
-    prompt, rows, i = np.arange(PROMPT, dtype=np.int32), [], 0
+    prompt, rows, i = np.arange(PROMPT, dtype=np.int32), [], draw.first
     while len(rows) < draw.group:
         t = _trajectory(
             prompt,
             _completion(f"{draw.index}/{i}", draw.sampling, stable_seed("flat", draw.index, i)),
             draw.sampling.temperature,
-            broken=draw.index == 0 and not rows,
+            broken=draw.index == 0 and i == 0,
         )
         i += 1
         if draw.index != 1 or (t.verdict and t.verdict.correct):
