@@ -232,6 +232,37 @@ class Tree:
         return group.with_(trajectories=tuple(trajectories), advantages=advantages)
 
 
+@dataclass(frozen=True)
+class Twig:
+    """A partial response grown piece by piece: `path` names its pieces from the root, `ends` is where each ends."""
+
+    row: Trajectory
+    path: tuple[int, ...]
+    ends: tuple[int, ...]
+
+    def with_piece(self, name: int, row: Trajectory) -> Twig:
+        """One piece longer."""
+        return Twig(row, (*self.path, name), (*self.ends, len(row.tokens)))
+
+    def finished(self, limit: int) -> bool:
+        """Whether nothing may follow: an end was sampled, or `limit` tokens (with the prompt) are there."""
+        return self.row.finish != "length" or len(self.row.tokens) >= limit
+
+
+def linked(leaves: Sequence[Twig]) -> tuple[Trajectory, ...]:
+    """The leaves' rows, each with its parent: the first row before it that shares the most pieces."""
+    rows = []
+    for i, leaf in enumerate(leaves):
+        shared = [_common(leaf.path, other.path) for other in leaves[:i]]
+        most = max(shared, default=0)
+        rows.append(replace(leaf.row, parent=(shared.index(most), leaf.ends[most - 1]) if most else None))
+    return tuple(rows)
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
 def tokens_saved(group: Group) -> int:
     """Response tokens that rows share with the sibling they branched from: read from the cache, not decoded again."""
     return sum(max(p - group.prompt_len, 0) for t in group.trajectories if t.parent for _, p in [t.parent])

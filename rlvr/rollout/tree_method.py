@@ -36,6 +36,11 @@ class TreeMethod(AddOn):
     drop_zero = False  # nodes with advantage 0 are not trained on
 
     @property
+    def first(self) -> int | None:
+        """Most tokens of the chains that it starts from, where they are no whole responses."""
+        return None
+
+    @property
     def branches(self) -> bool:
         """Whether the options ask for any branch at all."""
         raise NotImplementedError
@@ -47,6 +52,10 @@ class TreeMethod(AddOn):
     def values(self, group: Group, tree: Tree, rewards: F64) -> F64:
         """The advantage of every node; `rewards` [G] are shaped, NaN on rows in error."""
         raise NotImplementedError
+
+    def credited(self, group: Group, tree: Tree, rewards: F64) -> Group:
+        """The group with advantages: those of `values`, where it has nothing finer to say."""
+        return tree.spread(group, np.nan_to_num(self.values(group, tree, rewards)))
 
     def problems(self, recipe: Recipe) -> Sequence[str]:
         """Two trees in one recipe; chains that the budget cannot pay; an estimator that samples by itself."""
@@ -73,18 +82,15 @@ class TreeMethod(AddOn):
     async def planted(self, sample: Sample, draw: Draw) -> Group:
         """The tree of one draw."""
         assert draw.ctx is not None, "a tree is sampled within a run"
-        ledger, most = Ledger(self.config.budget), draw.sampling.max_tokens
-        chains = sum(ledger.reserve(most) for _ in range(draw.group))
-        group = await sample(replace(draw, group=max(chains, 1)))
-        ledger.settle(chains * most, min(sum(t.response_len for t in group.trajectories), chains * most))
+        ledger, failed = Ledger(self.config.budget), False
+        group = await _chains(sample, draw, ledger, most=self.first)
         grower = Grower(draw=draw, ctx=draw.ctx, ledger=ledger, name=self.name, prompt_len=group.prompt_len)
-        failed = False
         try:
             tree = await self.grown(group, grower)
         except (EngineError, TimeoutError):
-            tree, failed = group, True
+            tree, failed = (group if self.first is None else await _chains(sample, draw, ledger)), True
         said = {
-            "forks": len(tree) - len(group),
+            "forks": sum(t.parent is not None for t in tree.trajectories),
             "decoded": ledger.spent,
             "refused": ledger.refused,
             "failed": failed,
@@ -99,7 +105,7 @@ class TreeMethod(AddOn):
         assert group.rewards is not None
         tree = Tree.of(group)
         rewards = np.where(group.valid, group.rewards, np.nan).astype(np.float64)
-        credited = tree.spread(group, np.nan_to_num(self.values(group, tree, rewards)))
+        credited = self.credited(group, tree, rewards)
         return tree.laid_out(credited, self.config.rows, drop_zero=self.drop_zero)
 
     def observe(self, groups: Sequence[Group], metrics: Metrics) -> Metrics:
@@ -113,6 +119,15 @@ class TreeMethod(AddOn):
         saved = float(sum(tokens_saved(g) for g in mine))
         whole = sum(t.response_len for g in mine for t in g.trajectories)
         return out | {"saved": saved, "saved_share": saved / whole if whole else 0.0}
+
+
+async def _chains(sample: Sample, draw: Draw, ledger: Ledger, *, most: int | None = None) -> Group:
+    """As many chains of a draw as the ledger can pay, one at the least, of at most `most` tokens."""
+    limit = min(most or draw.sampling.max_tokens, draw.sampling.max_tokens)
+    paid = sum(ledger.reserve(limit) for _ in range(draw.group))
+    group = await sample(replace(draw, group=max(paid, 1), sampling=replace(draw.sampling, max_tokens=limit)))
+    ledger.settle(paid * limit, min(sum(t.response_len for t in group.trajectories), paid * limit))
+    return group
 
 
 async def branched(group: Group, places: Sequence[tuple[int, int, str]], grower: Grower) -> Group:

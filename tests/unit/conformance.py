@@ -173,6 +173,7 @@ def _trajectory(prompt: np.ndarray, completion: Completion, temperature: float, 
         version=np.where(sampled, 0, -1).astype(np.int32),
         temperature=np.full(len(tokens), temperature, np.float32),
         text=text,
+        finish=completion.finish,
         verdict=_verdict(text),
     )
     return replace(t, logprobs=SAMPLER.measure(t)["logp"])

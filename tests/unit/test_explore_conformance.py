@@ -36,6 +36,7 @@ EXAMPLES: dict[str, tuple[dict, dict]] = {
     "entropy_advantage": ({"alpha": 0.0}, {"alpha": 0.2}),
     "entropy_bonus": ({"coef": 0.0}, {"coef": 0.05}),
     "forking_tokens": ({"rho": 1.0}, {"rho": 0.5}),
+    "fr3e": ({"k": 0}, {"k": 1, "m": 2, "spacing": 1}),
     "hapo": ({"w": 0.0, "initial": 4.0}, {"w": 0.3, "initial": 4.0}),
     "kl_cov": ({"ratio": 0.0}, {"ratio": 0.1}),
     "length_reward": ({"coef": 0.0}, {"coef": 0.3}),
@@ -43,6 +44,7 @@ EXAMPLES: dict[str, tuple[dict, dict]] = {
     "outcome_bonus": ({"coef": 0.0}, {"coef": 0.3, "form": "batch"}),
     "reinforce_ada": ({"n": 6, "rounds": 1}, {"n": 4, "rounds": 2}),
     "siren": ({"beta": 0.0}, {"beta": 0.1, "q": 0.5}),
+    "spo_tree": ({"factors": ()}, {"factors": (2,), "segment": 3}),
     "treerl": ({"n": 0}, {"n": 1, "t": 1}),
     "temperature_schedule": ({"start": 1.0, "end": 1.0}, {"start": 1.5, "end": 1.0, "steps": 10}),
 }
