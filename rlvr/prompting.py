@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rlvr.errors import DataError
+from rlvr.errors import ConfigError, DataError
 from rlvr.recipe import Prompt
 from rlvr.rows import raise_all
 from rlvr.tasks import place
@@ -46,6 +46,26 @@ class Prompter:
                 f"prompt.max_tokens={self._prompt.max_tokens}; raise the limit or leave the row out"
             )
         return np.asarray(ids, dtype=np.int32)
+
+    @property
+    def end(self) -> int:
+        """The end token. Raises ConfigError where the tokenizer has none."""
+        if self._tokenizer.eos_token_id is None:
+            raise ConfigError("model: its tokenizer has no end token (eos_token), so no demonstration could end")
+        return int(self._tokenizer.eos_token_id)
+
+    def encode_response(self, text: str) -> I32:
+        """Token ids [L] of a response that somebody else wrote, with exactly one end token, at its end.
+
+        Raises DataError for an end token anywhere else, or no other token; ConfigError where the tokenizer has none.
+        """
+        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        while ids and ids[-1] == self.end:
+            ids = ids[:-1]
+        if not ids or self.end in ids:
+            what = "an end token before its end" if ids else "no tokens"
+            raise DataError(f"a demonstration has {what}: {text[:60]!r}; leave it out")
+        return np.asarray([*ids, self.end], dtype=np.int32)
 
     def decode(self, tokens: I32) -> str:
         """The text of a response, special tokens left out."""

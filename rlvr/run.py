@@ -75,6 +75,10 @@ class RunContext:
         """Prompt token ids."""
         return self.prompter.encode(task)
 
+    def encode_response(self, text: str) -> I32:
+        """Token ids of a response that somebody else wrote, ending in the end token."""
+        return self.prompter.encode_response(text)
+
     def decode(self, tokens: I32) -> str:
         """Text of a response."""
         return self.prompter.decode(tokens)

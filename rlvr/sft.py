@@ -20,7 +20,7 @@ import numpy as np
 
 from rlvr import checkpoint, config
 from rlvr.batching import micro_batches, token_batch
-from rlvr.errors import ConfigError, DataError
+from rlvr.errors import DataError
 from rlvr.export import SCRATCH, export_run
 from rlvr.models import load_tokenizer, resolve_model
 from rlvr.objectives.schedule import learning_rate
@@ -81,10 +81,9 @@ class Demonstrations:
     """The rows of every step: a pure function of (seed, step)."""
 
     def __init__(self, stream: TaskStream, tokenizer: Any, prompt: Prompt, *, rows: int, seed: int) -> None:
-        if tokenizer.eos_token_id is None:
-            raise ConfigError("model: its tokenizer has no end token (eos_token), so no demonstration could end")
         self._stream, self._tokenizer, self._rows, self._seed = stream, tokenizer, rows, seed
         self._prompter = Prompter(tokenizer, prompt)
+        _ = self._prompter.end  # refused here, not at the first row
         self._encode = lru_cache(maxsize=1 << 16)(self._encoded)
 
     def step(self, step: int) -> tuple[Row, ...]:
@@ -107,8 +106,7 @@ class Demonstrations:
     def _encoded(self, key: _Key, pick: int) -> tuple[I32, int]:
         """Token ids of prompt, demonstration and end, and where the demonstration starts."""
         prompt = self._prompter.encode(key.task)
-        demo = self._tokenizer.encode(key.task.demos[pick], add_special_tokens=False)
-        tokens = np.concatenate([prompt, np.array([*demo, self._tokenizer.eos_token_id])]).astype(np.int32)
+        tokens = np.concatenate([prompt, self._prompter.encode_response(key.task.demos[pick])])
         if len(tokens) > self._tokenizer.model_max_length:
             raise DataError(
                 f"dataset {key.task.source!r}, row {key.task.id!r}: prompt and demonstration {pick} have {len(tokens)} "

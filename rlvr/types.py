@@ -118,7 +118,7 @@ class Trajectory:
     verdict: Verdict | None = None
     sft_weight: F32 | None = None  # [L] supervised channel
     generated_under: I32 | None = None  # the prompt it was generated under, when another one
-    source: str = "policy"
+    source: str = "policy"  # or the name of the add-on that put it into the group
     parent: tuple[int, int] | None = None  # (sibling, p): tokens[:p] are the sibling's
     cuts: tuple[
         int, ...
@@ -186,6 +186,7 @@ class Row:
     sft_weight: F32 | None = None
     task: str = ""  # its id
     reward: float = float("nan")  # shaped; NaN on a row in error
+    source: str = "policy"  # of the trajectory: the name of the add-on that put it into its group
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,10 +154,11 @@ def group_metrics(groups: Sequence[Group], *, version: int) -> Metrics:
     rewards = np.concatenate([g.rewards for g in groups if g.rewards is not None])
     valid = np.concatenate([g.valid for g in groups])
     correct = np.concatenate([g.correct for g in groups])
+    own = valid & np.array([t.source == "policy" for t in rows])  # no demonstration, no hinted answer
     lags = [version - int(t.version[t.version >= 0].min()) for t in rows if (t.version >= 0).any()]
     return {
         "reward/mean": float(np.nanmean(rewards)),
-        "reward/pass_rate": float(correct[valid].mean()),
+        "reward/pass_rate": float(correct[own].mean()) if own.any() else 0.0,
         "reward/errors": float((~valid).sum()),
         "groups/kept": float(len(groups)),
         "groups/solved": float(sum(bool(g.correct.any()) for g in groups)) / len(groups),

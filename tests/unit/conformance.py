@@ -140,10 +140,19 @@ class ToyContext:
         return [_verdict(text) for text in responses]
 
     def encode(self, task: Task) -> np.ndarray:
-        return np.arange(PROMPT, dtype=np.int32)
+        assert isinstance(task.prompt, str)
+        return np.arange(PROMPT + min(len(task.prompt) - 1, 5), dtype=np.int32)  # a hinted prompt is longer
+
+    def encode_response(self, text: str) -> np.ndarray:
+        return np.array([*map(int, text.split()), VOCAB - 1], dtype=np.int32)
 
     def decode(self, tokens: np.ndarray) -> str:
         return " ".join(map(str, tokens))
+
+
+def toy_task(index: int) -> Task:
+    """A task with two right demonstrations and a wrong one, and hints."""
+    return Task(str(index), "?", "!", demos=("1 3", "1 2", "2 2 4 6 8"), hints=("2", "2 4", "2 4 6"))
 
 
 def _verdict(text: str) -> Verdict:
@@ -180,7 +189,7 @@ def _trajectory(prompt: np.ndarray, completion: Completion, temperature: float, 
 
 
 async def flat(draw: Draw) -> Group:
-    """`draw.group` responses; one verdict of draw 0 is an error, and all of draw 1 have one score."""
+    """`draw.group` responses; one verdict of draw 0 is an error, all of draw 1 are right, all of draw 2 wrong."""
     prompt, rows, i = np.arange(PROMPT, dtype=np.int32), [], draw.first
     while len(rows) < draw.group:
         t = _trajectory(
@@ -190,7 +199,7 @@ async def flat(draw: Draw) -> Group:
             broken=draw.index == 0 and i == 0,
         )
         i += 1
-        if draw.index != 1 or (t.verdict and t.verdict.correct):
+        if draw.index not in (1, 2) or (t.verdict and t.verdict.correct == (draw.index == 1)):
             rows.append(t)
     return Group(task=draw.task, draw=draw.index, trajectories=tuple(rows), prompt_len=PROMPT)
 
@@ -205,9 +214,9 @@ def explore(addons: Sequence[AddOn], *, step: int = 0) -> list[Group]:
         for addon in addons:
             sample = addon.sampler(sample)
             if step == 0:
-                await addon.prepare(replace(context, tasks=[Task(str(i), "?", "!") for i in range(TASKS)]))
+                await addon.prepare(replace(context, tasks=[toy_task(i) for i in range(TASKS)]))
         for index in range(TASKS):
-            task = Task(id=str(index), prompt="?", answer="!")
+            task = toy_task(index)
             for addon in addons:
                 task = addon.tasks(task, index)
             group = await sample(
@@ -327,8 +336,10 @@ def _micro_loss(
     view = TokenView(
         logp=current["logp"],
         old_logp=padded([r.streams["old_logp"] for r in part], garbage),
-        behaviour_logp=padded([r.logprobs for r in part], garbage),
-        known=padded([np.ones_like(r.logprobs) for r in part], garbage),
+        behaviour_logp=padded(
+            [np.where(np.isnan(r.logprobs), r.streams["old_logp"], r.logprobs) for r in part], garbage
+        ),
+        known=padded([np.isfinite(r.logprobs) for r in part], garbage),
         advantages=padded([r.advantages for r in part], garbage),
         weight=padded([r.weight for r in part], 0.0),
         ref_logp=padded([r.streams["ref_logp"] for r in part], garbage),

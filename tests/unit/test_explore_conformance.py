@@ -41,6 +41,7 @@ EXAMPLES: dict[str, tuple[dict, dict]] = {
     "kl_cov": ({"ratio": 0.0}, {"ratio": 0.1}),
     "length_reward": ({"coef": 0.0}, {"coef": 0.3}),
     "lp_reg": ({"rho": 0.0}, {"rho": 0.5, "kappa": 0.1}),
+    "luffy": ({"demos": 0}, {"demos": 1}),
     "outcome_bonus": ({"coef": 0.0}, {"coef": 0.3, "form": "batch"}),
     "reinforce_ada": ({"n": 6, "rounds": 1}, {"n": 4, "rounds": 2}),
     "siren": ({"beta": 0.0}, {"beta": 0.1, "q": 0.5}),
