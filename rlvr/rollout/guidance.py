@@ -33,7 +33,7 @@ class Demonstrations:
     dropped: Mapping[str, int]  # reason -> number
 
     def noted(self, name: str) -> Metrics:
-        """For `Group.notes` of the add-on `name`."""
+        """For `Group.counts` of the add-on `name`."""
         return {f"{name}/dropped_{reason}": float(n) for reason, n in self.dropped.items()}
 
 
@@ -97,14 +97,14 @@ def order_of(group: Group, count: int, *, seed: int, purpose: str) -> list[int]:
     return np.random.default_rng(stable_seed(seed, purpose, group.draw)).permutation(count).tolist()
 
 
-def with_rows(group: Group, rows: Mapping[int, Trajectory], notes: Mapping[str, float]) -> Group:
-    """The group with the rows at these places replaced (its size stays), and these notes.
+def with_rows(group: Group, rows: Mapping[int, Trajectory], counts: Mapping[str, float]) -> Group:
+    """The group with the rows at these places replaced (its size stays), and these counts added.
 
     A branch of a replaced row has no parent any more.
     """
     cut = [replace(t, parent=None) if t.parent and t.parent[0] in rows else t for t in group.trajectories]
     members = tuple(rows.get(i, t) for i, t in enumerate(cut))
-    return replace(group, trajectories=members, notes={**group.notes, **notes})
+    return replace(group, trajectories=members, counts={**group.counts, **counts})
 
 
 def foreign(rows: Sequence[Row], source: str) -> list[F32]:
@@ -113,10 +113,10 @@ def foreign(rows: Sequence[Row], source: str) -> list[F32]:
 
 
 def told(groups: Sequence[Group], name: str) -> Metrics:
-    """The sums of the groups' notes of the add-on `name`, without its name."""
+    """The sums of the counts of the add-on `name`, without its name."""
     total: Counter[str] = Counter()
     for group in groups:
-        total.update({k.removeprefix(f"{name}/"): v for k, v in group.notes.items() if k.startswith(f"{name}/")})
+        total.update({k.removeprefix(f"{name}/"): v for k, v in group.counts.items() if k.startswith(f"{name}/")})
     return {key: float(value) for key, value in sorted(total.items())}
 
 

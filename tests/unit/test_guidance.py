@@ -139,7 +139,7 @@ def test_luffy_group_by_hand() -> None:
     assert [t.source for t in group.trajectories] == ["policy"] * 7 + ["luffy"]
     assert advantages(group) == pytest.approx([-0.125] * 7 + [0.875], abs=1e-6)
     assert advantages(group, "grpo")[-1] == pytest.approx(2.475, abs=1e-3)
-    assert group.notes == {"luffy/demos": 1, "luffy/without": 0, "luffy/dropped_rejected": 1}
+    assert group.counts == {"luffy/demos": 1, "luffy/without": 0, "luffy/dropped_rejected": 1}
 
 
 def test_luffy_pushes_nothing_in_a_group_that_is_all_right() -> None:
@@ -151,7 +151,7 @@ def test_luffy_without_a_usable_demonstration_leaves_the_rows() -> None:
     group = failing(demos=("1 2",))
     after = guided(make_luffy(), group)
     assert after.trajectories == group.trajectories
-    assert after.notes["luffy/without"] == 1
+    assert after.counts["luffy/without"] == 1
 
 
 def test_luffy_picks_by_seed_and_draw() -> None:
