@@ -43,8 +43,7 @@ class SpoTree(TreeMethod):
         """Without factors it is plain sampling."""
         return bool(self.config.factors)
 
-    @property
-    def first(self) -> int:
+    def first(self, max_tokens: int) -> int:
         """The first segments are no whole responses."""
         return self.config.segment
 

@@ -35,9 +35,8 @@ class TreeMethod(AddOn):
 
     drop_zero = False  # nodes with advantage 0 are not trained on
 
-    @property
-    def first(self) -> int | None:
-        """Most tokens of the chains that it starts from, where they are no whole responses."""
+    def first(self, max_tokens: int) -> int | None:
+        """Most tokens of the chains that it starts from, where they are no whole responses of `max_tokens`."""
         return None
 
     @property
@@ -83,12 +82,13 @@ class TreeMethod(AddOn):
         """The tree of one draw."""
         assert draw.ctx is not None, "a tree is sampled within a run"
         ledger, failed = Ledger(self.config.budget), False
-        group = await _chains(sample, draw, ledger, most=self.first)
+        first = self.first(draw.sampling.max_tokens)
+        group = await _chains(sample, draw, ledger, most=first)
         grower = Grower(draw=draw, ctx=draw.ctx, ledger=ledger, name=self.name, prompt_len=group.prompt_len)
         try:
             tree = await self.grown(group, grower)
         except (EngineError, TimeoutError):
-            tree, failed = (group if self.first is None else await _chains(sample, draw, ledger)), True
+            tree, failed = (group if first is None else await _chains(sample, draw, ledger)), True
         said = {
             "forks": sum(t.parent is not None for t in tree.trajectories),
             "decoded": ledger.spent,
