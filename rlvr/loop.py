@@ -108,7 +108,7 @@ async def learn(loop: Loop, groups: Sequence[Group], streamed: Streamed) -> Metr
             recipe=recipe,
             surrogate=loop.surrogate,
             addons=loop.addons,
-            old=streamed.old if len(rows) == len(streamed.old or ()) else None,  # credit may cut rows
+            old=streamed.of(rows),
             step=loop.step,
             update=loop.update,
             first=i == 0,

@@ -16,7 +16,7 @@ from rlvr.recipe import Recipe
 from rlvr.reference import REFERENCE
 from rlvr.seeds import stable_seed
 from rlvr.surrogates.base import Surrogate
-from rlvr.types import F32, Group, Metrics, Plan, Row, Streams, TokenBatch
+from rlvr.types import F32, I32, Group, Metrics, Plan, Row, Streams, TokenBatch
 
 OLD = "old_"  # a stream "old_x" is "x" of the policy at the start of the step
 OLD_LOGP = "old_logp"
@@ -30,6 +30,12 @@ class Streamed:
 
     groups: list[Group]
     old: Streams | None  # by row of the step, names as in `measures`; None when no forward was needed
+    tokens: Sequence[I32] = ()  # of each of those rows
+
+    def of(self, rows: Sequence[Row]) -> Streams | None:
+        """`old` where it is of these very rows: credit may cut rows, or take some away."""
+        same = len(rows) == len(self.tokens) and all(r.tokens is t for r, t in zip(rows, self.tokens, strict=True))
+        return self.old if same else None
 
 
 async def with_streams(groups: Sequence[Group], policy: Policy, recipe: Recipe, addons: Sequence[AddOn]) -> Streamed:
@@ -52,7 +58,7 @@ async def with_streams(groups: Sequence[Group], policy: Policy, recipe: Recipe, 
     old = await policy.measure(batch, own) if own else empty
     refs = await policy.measure(batch, ref, "reference") if ref else empty
     named = [_named(a, b, needs) for a, b in zip(old, refs, strict=True)]
-    return Streamed(groups=_attach(groups, named), old=old if own else None)
+    return Streamed(groups=_attach(groups, named), old=old if own else None, tokens=[row.tokens for row in rows])
 
 
 def _named(own: Mapping[str, F32], ref: Mapping[str, F32], needs: set[str]) -> dict[str, F32]:
@@ -154,8 +160,10 @@ def group_metrics(groups: Sequence[Group], *, version: int) -> Metrics:
     rewards = np.concatenate([g.rewards for g in groups if g.rewards is not None])
     valid = np.concatenate([g.valid for g in groups])
     correct = np.concatenate([g.correct for g in groups])
-    own = valid & np.array([t.source == "policy" for t in rows])  # no demonstration, no hinted answer
-    lags = [version - int(t.version[t.version >= 0].min()) for t in rows if (t.version >= 0).any()]
+    fresh = np.array([t.source == "policy" for t in rows])  # no demonstration, no hinted answer, no replayed row
+    own = valid & fresh
+    sampled = [t.version for t, mine in zip(rows, fresh, strict=True) if mine and (t.version >= 0).any()]
+    lags = [version - int(v[v >= 0].min()) for v in sampled]
     return {
         "reward/mean": float(np.nanmean(rewards)),
         "reward/pass_rate": float(correct[own].mean()) if own.any() else 0.0,

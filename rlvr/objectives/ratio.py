@@ -20,6 +20,15 @@ def bounded_exp(log_ratio: Tensor) -> Tensor:
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
+def shaped_ratio(log_ratio: Tensor, *, beta: float) -> Tensor:
+    """f(r) = r / (r + beta), ExGRPO's shaping (2510.02245) of the ratio of a replayed token.
+
+    d f / d log r = beta r / (r + beta)^2: 0.25 at r = beta, its maximum; 0.0826 at r = 1 with beta 0.1.
+    """
+    ratio = bounded_exp(log_ratio)
+    return ratio / (ratio + beta)
+
+
 def row_sum(values: Tensor, mask: Tensor) -> Tensor:
     """The sum over each row's trained tokens, [B,T] -> [B,1]."""
     return torch.where(mask != 0, values, torch.zeros_like(values)).sum(dim=1, keepdim=True)

@@ -40,6 +40,7 @@ MORE = {
     "clip_cov": ("ratio=0.1", "low=-9", "high=9"),
     "effective_rank": ("stride=2",),
     "fr3e": ("spacing=1",),
+    "exgrpo": ("start=0",),
     "kl_cov": ("ratio=0.1",),
     "lp_reg": ("rho=1.0", "kappa=0.3"),
     "siren": ("beta=50",),

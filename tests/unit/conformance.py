@@ -27,6 +27,7 @@ from rlvr.objectives.reduce import row_scales, scaled_sum
 from rlvr.objectives.streams import parse, reduction
 from rlvr.objectives.view import TokenView
 from rlvr.recipe import KL, Overlong, Reduction
+from rlvr.rollout.replay import Entry, ReplayStore
 from rlvr.seeds import stable_seed
 from rlvr.types import (
     F32,
@@ -204,17 +205,34 @@ async def flat(draw: Draw) -> Group:
     return Group(task=draw.task, draw=draw.index, trajectories=tuple(rows), prompt_len=PROMPT)
 
 
+def replayable() -> list[dict[str, Any]]:
+    """State of a replay store: two right and two wrong responses to each of tasks 2 and 3, of an older policy."""
+    store = ReplayStore()
+    for task in ("2", "3"):
+        draw = Draw(task=Task(task, "?", "!"), index=100 + int(task), step=0, group=24, sampling=Sampling(max_tokens=8))
+        rows: list[Trajectory] = []
+
+        async def sampled(draw: Draw = draw, rows: list[Trajectory] = rows) -> None:
+            rows += (await flat(draw)).trajectories
+
+        asyncio.run(sampled())
+        for right in (True, False):
+            for row in [t for t in rows if t.verdict and t.verdict.correct == right][:2]:
+                store.add(Entry(task=task, step=0, row=row, score=float(right)))
+    return store.state_dict()
+
+
 def explore(addons: Sequence[AddOn], *, step: int = 0) -> list[Group]:
     """The groups of one step, through the hooks of sampling and group time, with streams of old and reference."""
 
     groups: list[Group] = []  # filled, not returned: asyncio.run would format its result
 
     async def collect() -> None:
-        sample, context = flat, ToyContext(step=step)
+        sample, context = flat, ToyContext(step=step, tasks=[toy_task(i) for i in range(TASKS)])
         for addon in addons:
             sample = addon.sampler(sample)
             if step == 0:
-                await addon.prepare(replace(context, tasks=[toy_task(i) for i in range(TASKS)]))
+                await addon.prepare(context)
         for index in range(TASKS):
             task = toy_task(index)
             for addon in addons:

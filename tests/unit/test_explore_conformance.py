@@ -19,7 +19,7 @@ from rlvr.explore.base import AddOn
 from rlvr.methods import EXPLORE, method_class
 from rlvr.recipe import Reduction
 from rlvr.rollout.tree_method import KINDS as TREES
-from tests.unit.conformance import Outcome, learn, stack
+from tests.unit.conformance import Outcome, learn, replayable, stack
 
 # kind -> (options that do nothing, options that do something on the toy)
 EXAMPLES: dict[str, tuple[dict, dict]] = {
@@ -36,6 +36,7 @@ EXAMPLES: dict[str, tuple[dict, dict]] = {
     "egsw": ({"alpha": 0.0, "P": 1e30}, {"alpha": 0.5}),
     "entropy_advantage": ({"alpha": 0.0}, {"alpha": 0.2}),
     "entropy_bonus": ({"coef": 0.0}, {"coef": 0.05}),
+    "exgrpo": ({"ratio": 0.0}, {"ratio": 0.5, "keep": 2}),
     "forking_tokens": ({"rho": 1.0}, {"rho": 0.5}),
     "fr3e": ({"k": 0}, {"k": 1, "m": 2, "spacing": 1}),
     "hapo": ({"w": 0.0, "initial": 4.0}, {"w": 0.3, "initial": 4.0}),
@@ -51,7 +52,11 @@ EXAMPLES: dict[str, tuple[dict, dict]] = {
     "temperature_schedule": ({"start": 1.0, "end": 1.0}, {"start": 1.5, "end": 1.0, "steps": 10}),
 }
 # kind -> the state after some steps, where the first step only looks
-STATES: dict[str, dict] = {"effective_rank": {"means": [1.5, -0.5, 0.0]}, "siren": {"anchor": 1.0}}
+STATES: dict[str, dict] = {
+    "effective_rank": {"means": [1.5, -0.5, 0.0]},
+    "exgrpo": {"store": replayable(), "rates": {"2": 0.5, "3": 0.25}, "retired": [], "started": True},
+    "siren": {"anchor": 1.0},
+}
 KINDS = EXPLORE.kinds
 WORKING = [(kind, EXAMPLES[kind][1]) for kind in KINDS if kind in EXAMPLES]
 ALL = [spec for spec in WORKING if spec[0] not in TREES - {"treerl"}]  # a recipe may have one tree

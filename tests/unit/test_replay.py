@@ -1,0 +1,236 @@
+"""The replay store and the methods on it: numbers of the papers, ages, refusals, resuming."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlvr.batching import collate
+from rlvr.explore.base import Draw
+from rlvr.explore.exgrpo import Config, Exgrpo, bucket, bucket_weights
+from rlvr.objectives.ratio import shaped_ratio
+from rlvr.objectives.view import TokenView
+from rlvr.rollout.replay import Entry, ReplayStore, age, replayed, unstorable, unusable, without
+from rlvr.types import F32, Group, Origin, Sampling, Task, Trajectory, Verdict
+from rlvr.update import Streamed, group_metrics
+from tests.unit.conformance import ToyContext, flat
+
+PROMPT = np.arange(3, dtype=np.int32)
+TASKS = [Task(str(i), "?", "!") for i in range(6)]
+
+
+def row(tokens: Sequence[int], score: float = 1.0, *, version: int = 0, logp: float = -0.5) -> Trajectory:
+    """Three prompt tokens, then `tokens`, sampled at `version`."""
+    every = np.array([*PROMPT, *tokens], np.int32)
+    sampled = np.arange(len(every)) >= 3
+    return Trajectory(
+        tokens=every,
+        origin=np.where(sampled, Origin.SAMPLED, Origin.PROMPT).astype(np.int8),
+        weight=sampled.astype(np.float32),
+        logprobs=np.where(sampled, logp, 0).astype(np.float32),
+        version=np.where(sampled, version, -1).astype(np.int32),
+        temperature=np.full(len(every), 0.7, np.float32),
+        text=" ".join(map(str, tokens)),
+        verdict=Verdict(score, bool(score), answer_key=str(tokens[-1])),
+    )
+
+
+def group(task: str, scores: Sequence[float], *, draw: int = 0, version: int = 0) -> Group:
+    rows = tuple(row([5 + i, 4], s, version=version) for i, s in enumerate(scores))
+    return Group(TASKS[int(task)], draw, rows, rewards=np.array(scores, np.float32), prompt_len=3)
+
+
+def draw(index: int, size: int = 8) -> Draw:
+    ctx = ToyContext(tasks=TASKS)
+    return Draw(task=TASKS[0], index=index, step=3, group=size, sampling=Sampling(max_tokens=8), ctx=ctx)
+
+
+def sampled(addon: Exgrpo, at: Draw) -> Group:
+    out: list[Group] = []
+
+    async def go() -> None:
+        out.append(await addon.sampler(flat)(at))
+
+    asyncio.run(go())
+    return out[0]
+
+
+def test_store_keeps_the_newest_of_a_task_and_of_all() -> None:
+    store = ReplayStore(per_task=2, capacity=3)
+    for step, task in enumerate("aaabb"):
+        assert store.add(Entry(task, step, row([step, 9]))) is None
+    assert [(e.task, e.step) for e in store.all()] == [("a", 2), ("b", 3), ("b", 4)]
+    assert store.evict(before=3) == 1 and store.tasks == ["b"] and store.of("a") == ()
+    assert store.evict(task="b") == 2 and len(store) == 0
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(-30, 0, width=32)), max_size=6))
+def test_store_comes_back_bit_for_bit(rows: list[tuple[str, float]]) -> None:
+    store = ReplayStore(per_task=3)
+    for step, (task, logp) in enumerate(rows):
+        store.add(Entry(task, step, row([step, 7], float(step % 2), version=step, logp=logp), score=logp))
+    again = ReplayStore(per_task=3)
+    again.load_state_dict(json.loads(json.dumps(store.state_dict())))
+    assert again.state_dict() == store.state_dict()
+    for a, b in zip(store.all(), again.all(), strict=True):
+        for name in ("tokens", "origin", "weight", "logprobs", "version", "temperature"):
+            x, y = getattr(a.row, name), getattr(b.row, name)
+            assert x.dtype == y.dtype and x.tobytes() == y.tobytes()
+        assert (a.row.verdict, a.row.text, a.score) == (b.row.verdict, b.row.text, b.score)
+
+
+def test_what_cannot_be_replayed_is_refused_with_a_reason() -> None:
+    good = row([5, 6])
+    assert unstorable(good) is None
+    assert unstorable(replace(good, source="luffy")) == "source"
+    assert unstorable(replace(good, generated_under=PROMPT)) == "source"
+    assert unstorable(replace(good, verdict=Verdict(0.0, False, error="timeout"))) == "error"
+    assert unstorable(replace(good, logprobs=np.full(5, np.nan, np.float32))) == "unknown behaviour"
+    assert unstorable(replace(good, origin=np.full(5, Origin.DEMO, np.int8))) == "unknown behaviour"
+    decode = ToyContext().decode
+    assert unusable(good, prompt=PROMPT, decode=decode) is None
+    assert unusable(good, prompt=PROMPT + 1, decode=decode) == "another prompt"
+    assert unusable(replace(good, text="6 5"), prompt=PROMPT, decode=decode) == "another tokenizer"
+
+
+def test_rows_leave_a_group_and_links_follow() -> None:
+    g = group("0", [1, 0, 1, 0])
+    g = g.with_(trajectories=(*g.trajectories[:2], *(replace(t, parent=(1, 4)) for t in g.trajectories[2:])))
+    assert [t.parent for t in without(g, [0]).trajectories] == [None, (0, 4), (0, 4)]
+    assert [t.parent for t in without(g, [1]).trajectories] == [None, None, None]
+    assert without(g, [0, 3]).rewards.tolist() == [0, 1]
+
+
+def test_lag_is_of_fresh_rows_and_rows_know_their_source() -> None:
+    g = group("0", [1, 0], version=7)
+    old = replayed([Entry("0", 2, row([8, 8], version=2))], source="exgrpo")
+    g = g.with_(trajectories=(*g.trajectories, *old), rewards=np.array([1, 0, 1], np.float32))
+    said = group_metrics([g], version=7)
+    assert (said["lag/mean"], said["lag/max"]) == (0.0, 0.0)
+    assert age(old[0], 7) == 5
+    assert [r.source for r in collate([g])] == ["policy", "policy", "exgrpo"]
+
+
+def test_measured_streams_serve_the_first_update_only_for_the_same_rows() -> None:
+    g = group("0", [1, 0, 1])
+    rows = collate([g])
+    streamed = Streamed([g], old=[{}, {}, {}], tokens=[r.tokens for r in rows])
+    assert streamed.of(rows) is streamed.old
+    assert streamed.of(rows[:2]) is None and streamed.of((rows[1], rows[0], rows[2])) is None
+
+
+def test_shaped_ratio() -> None:
+    """f(1) = 0.909, its slope 0.0826; 0.25 at r = beta; r at 1e-6 vanishes without NaN."""
+    logs = torch.tensor([0.0, math.log(0.1), math.log(1e-6)], dtype=torch.float64, requires_grad=True)
+    f = shaped_ratio(logs, beta=0.1)
+    (slope,) = torch.autograd.grad(f.sum(), logs)
+    assert f.tolist() == pytest.approx([1 / 1.1, 0.5, 1e-6 / 0.100001], abs=1e-9)
+    assert slope.tolist() == pytest.approx([0.1 / 1.21, 0.25, 1e-7 / 0.100001**2], abs=1e-9)
+
+
+def test_exgrpo_weighs_by_the_recorded_behaviour() -> None:
+    """At the weights that sampled the row f is 1/1.1 whatever the old log-prob is; the other row keeps its loss."""
+    logp = torch.tensor([[-1.0, -3.0], [-1.0, -3.0]], dtype=torch.float64, requires_grad=True)
+    one = torch.ones_like(logp)
+    behaviour = torch.tensor([[-1.0, -1.0], [0.0, 0.0]], dtype=torch.float64)
+    view = TokenView(
+        logp=logp, old_logp=-9 * one, behaviour_logp=behaviour, known=one, advantages=0.5 * one, weight=one,
+        mark=torch.tensor([[1.0, 1.0], [0.0, 0.0]]),
+    )  # fmt: skip
+    loss = Exgrpo(Config()).token_loss(view, 7 * one)
+    r = math.exp(-2)
+    assert loss[0].tolist() == pytest.approx([-0.5 / 1.1, -0.5 * r / (r + 0.1)], abs=1e-9)
+    assert loss[1].tolist() == [7, 7]
+
+
+def test_exgrpo_buckets() -> None:
+    assert bucket_weights(range(1, 8), group=8) == pytest.approx(
+        [0.00443, 0.05401, 0.24204, 0.39905, 0.24204, 0.05401, 0.00443], abs=5e-5
+    )
+    assert bucket_weights(range(1, 8), group=8).sum() == pytest.approx(1)
+    assert [bucket(k / 7, 8) for k in range(1, 7)] == [1, 2, 3, 5, 6, 7]
+    assert [bucket(k / 8, 8) for k in range(9)] == [1, 1, 2, 3, 4, 5, 6, 7, 7]
+
+
+def test_exgrpo_pool_starts_fills_and_retires() -> None:
+    addon = Exgrpo(Config(keep=2), seed=1)
+    few = addon.observe([group("1", [1, 0, 0, 0]), group("2", [0, 0, 0, 0])], {})
+    assert (few["started"], addon.store.tasks, addon.rates) == (0.0, ["1"], {"1": 0.25})
+    assert sampled(addon, draw(1)) is not None and "exgrpo/replayed" not in sampled(addon, draw(1)).counts
+    more = addon.observe([group("1", [1, 1, 1, 0], draw=1), group("3", [1, 1, 1, 1], draw=2)], {})
+    assert (more["started"], more["retired"], more["stored"]) == (1.0, 1.0, 2.0)
+    assert addon.store.tasks == ["1"] and addon.rates == {"1": 0.75}
+    addon.observe([group("1", [1, 1, 1, 1], draw=3)], {})
+    assert addon.store.tasks == [] and addon.retired == {"1", "3"}
+    addon.observe([group("1", [1, 0, 0, 0], draw=4)], {})
+    assert addon.store.tasks == [], "retired for good"
+
+
+def test_exgrpo_replaces_one_response_in_exactly_half_of_the_draws() -> None:
+    addon = Exgrpo(Config(), seed=1)
+    addon.observe([group("1", [1, 1, 0, 0], version=2), group("4", [1, 0, 0, 1], draw=1, version=2)], {})
+    groups = [sampled(addon, draw(i)) for i in range(10)]
+    mine = [g for g in groups if g.counts.get("exgrpo/replayed")]
+    assert len(mine) == 5 and {g.task.id for g in mine} <= {"1", "4"}
+    for g in mine:
+        assert [t.source for t in g.trajectories] == ["policy"] * 7 + ["exgrpo"] * 2
+        assert (g.trajectories[-1].version[3:] == 2).all() and (g.trajectories[-1].logprobs[3:] == -0.5).all()
+    plain = [g for g in groups if not g.counts.get("exgrpo/replayed")]
+    assert all(g.task.id == "0" and len(g) == 8 for g in plain)
+    again = Exgrpo(Config(), seed=1)
+    again.load_state_dict(json.loads(json.dumps(addon.state_dict())))
+    assert [sampled(again, draw(i)).task.id for i in range(10)] == [g.task.id for g in groups]
+
+
+def test_exgrpo_keeps_the_response_of_lowest_entropy_now() -> None:
+    addon = Exgrpo(Config(), seed=1)
+    addon.observe([group("1", [1, 1, 1, 0])], {})
+    g = sampled(addon, draw(1))
+    values = [0.1] * 7 + [0.9, 0.2, 0.4]
+    rows = [
+        replace(t, streams={"entropy": (v * t.weight).astype(np.float32)})
+        for t, v in zip(g.trajectories, values, strict=True)
+    ]
+    g = g.with_(trajectories=tuple(rows), rewards=np.arange(10, dtype=np.float32))
+    (kept,) = addon.reward([g])
+    assert len(kept) == 8 and kept.rewards.tolist() == [*range(7), 8]
+    assert kept.trajectories[-1] is rows[8]
+
+
+def test_exgrpo_refuses_rows_of_another_tokenizer_and_forgets_them() -> None:
+    addon = Exgrpo(Config(), seed=1)
+    addon.observe([group("1", [1, 0, 0, 1])], {})
+    (first, second) = addon.store.of("1")
+    addon.store.evict()
+    for e in (first, second):
+        addon.store.add(replace(e, row=replace(e.row, text="other")))
+    g = sampled(addon, draw(1))
+    assert len(g) == 8 and g.task.id == "0" and g.counts == {"exgrpo/refused": 2.0}
+    said = addon.observe([g.with_(rewards=g.scores)], {})
+    assert said["refused"] == 2.0 and addon.store.of("1") == ()
+
+
+def test_exgrpo_later_rounds_of_a_draw_are_of_its_task() -> None:
+    addon = Exgrpo(Config(), seed=1)
+    addon.observe([group("4", [1, 0, 0, 1])], {})
+    first = sampled(addon, draw(1))
+    second = sampled(addon, replace(draw(1, 3), first=8))
+    assert first.task.id == second.task.id == "4" and len(second) == 3
+
+
+def test_importance_of_a_row_sampled_by_the_weights_that_train_it_is_1() -> None:
+    values: F32 = np.array([-1.5, -0.25], np.float32)
+    store = ReplayStore()
+    store.add(Entry("1", 0, replace(row([5, 6]), logprobs=np.array([0, 0, 0, *values], np.float32))))
+    (back,) = replayed(store.of("1"), source="x")
+    assert np.exp(values - back.logprobs[3:]).tolist() == [1.0, 1.0]
