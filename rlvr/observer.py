@@ -20,7 +20,7 @@ from rlvr.rollout.groups import Encoder
 from rlvr.track.journal import read
 from rlvr.track.run_dir import RunDir
 from rlvr.track.tracker import Tracker
-from rlvr.types import Group, Metrics, Sampling, Task
+from rlvr.types import Group, Metrics, Origin, Sampling, Task, Trajectory
 
 
 @dataclass
@@ -150,19 +150,25 @@ class RunObserver:
 
 
 def drop_metrics(groups: Sequence[Group]) -> Metrics:
-    """How many groups were dropped, and why; pass rate and errors of all that was sampled, before any drop."""
+    """How many groups were dropped, and why; pass rate, errors and tokens of all that was sampled, before any drop."""
     valid = np.concatenate([g.valid for g in groups])
     correct = np.concatenate([g.correct for g in groups])
     out: Metrics = {
         "groups/dropped": float(sum(g.dropped is not None for g in groups)),
         "sampled/pass_rate": float(correct[valid].mean()) if valid.any() else 0.0,
         "sampled/errors": float((~valid).sum()),
+        "sampled/tokens": float(sum(decoded(t) for g in groups for t in g.trajectories)),
     }
     for group in groups:
         if group.dropped is not None:
             key = f"groups/dropped_{group.dropped.replace(' ', '_')}"
             out[key] = out.get(key, 0.0) + 1.0
     return out
+
+
+def decoded(row: Trajectory) -> int:
+    """Tokens that the policy generated for this row: not those of others, nor what it shares with its sibling."""
+    return int((row.origin[row.parent[1] if row.parent else 0 :] == Origin.SAMPLED).sum())
 
 
 def speed_metrics(groups: Sequence[Group], metrics: Metrics) -> Metrics:
