@@ -48,8 +48,31 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class Annealing:
+    """EAD's temperature along a response (2510.05251): max(1 + high - exp(t / scale), low), and 1 for t < first.
+
+    t counts response tokens from 0; `start` of them stood before this request (a branch, a resumed response).
+    """
+
+    high: float
+    low: float
+    scale: float  # tokens
+    first: int = 0
+    start: int = 0
+
+    def at(self, t: npt.ArrayLike) -> F32:
+        """The temperatures of the request's tokens `t`, of any shape: the one function of sampler and trainer."""
+        places = np.asarray(t, dtype=np.float64) + self.start
+        heat = np.maximum(1.0 + self.high - np.exp(np.minimum(places / self.scale, 700.0)), self.low)
+        return np.where(places < self.first, 1.0, heat).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
-    """How one response is sampled. `seed` is per request; top_p=1 and top_k=-1 (off) are the training defaults."""
+    """How one response is sampled. `seed` is per request; top_p=1 and top_k=-1 (off) are the training defaults.
+
+    `annealing` multiplies `temperature` token by token; at temperature 0 (greedy) it means nothing.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -57,6 +80,17 @@ class Sampling:
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    annealing: Annealing | None = None
+
+    def temperatures(self, t: npt.ArrayLike) -> F32:
+        """What the logits of the response tokens `t` are divided by, in the sampler and in the trainer."""
+        heat = np.ones(np.shape(t)) if self.annealing is None else self.annealing.at(t)
+        return (self.temperature * heat).astype(np.float32)
+
+    def after(self, n: int) -> Sampling:
+        """The same for what follows `n` response tokens, when those become part of the prompt."""
+        a = self.annealing
+        return self if a is None else replace(self, annealing=replace(a, start=a.start + n))
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ OWNED = {
 }
 CPU_OWNED = {"enable_chunked_prefill": "resources.device: the CPU engine dies on a chunked seeded request"}
 MIN_BATCHED_TOKENS = 8192
+ANNEALED = "rlvr.engine.vllm_annealing:Annealed"  # touches no request that does not ask for it
 GIB = 1 << 30
 
 
@@ -90,6 +91,8 @@ def engine_arguments(
         "worker_extension_cls": worker_extension,
         "enable_sleep_mode": transport == "ipc",
     }
+    if not overrides.get("speculative_config"):  # vLLM refuses logits processors beside it
+        owned["logits_processors"] = [*(overrides.get("logits_processors") or ()), ANNEALED]
     if device == "gpu":
         return {"disable_log_stats": True, **overrides, **owned}
     # A seeded request whose prefill is chunked kills the CPU engine, so every waiting prompt must fit one step.

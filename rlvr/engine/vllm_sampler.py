@@ -96,6 +96,8 @@ class VllmSampler:
     async def _sample(self, request: Request) -> Completion:
         if request.key in self._in_flight:
             raise self._error(f"the request {request.key!r} is already in flight", "give every request its own key")
+        if request.sampling.annealing and self._arguments["overrides"].get("speculative_config"):
+            raise self._error(f"{request.key!r} asks for an annealing", "take vllm.speculative_config away")
         self._in_flight.add(request.key)
         try:
             out = await self._run(request.key, request.tokens, _sampling_params(request.sampling))
@@ -270,8 +272,12 @@ def _sampling_params(sampling: Sampling) -> SamplingParams:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    from rlvr.engine.vllm_annealing import arguments
+
+    annealed = sampling.annealing is not None and sampling.temperature > 0
     return SamplingParams(
-        temperature=sampling.temperature,
+        temperature=1.0 if annealed else sampling.temperature,  # the processor divides by the product
+        extra_args=arguments(sampling) if annealed else None,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
         max_tokens=sampling.max_tokens,

@@ -10,7 +10,7 @@ import numpy as np
 from rlvr.engine.protocols import Sampler, Verifiers
 from rlvr.explore.base import Draw, Sample
 from rlvr.seeds import stable_seed
-from rlvr.types import I32, Completion, Group, Origin, Request, Task, Trajectory, Verdict
+from rlvr.types import F32, I32, Completion, Group, Origin, Request, Task, Trajectory, Verdict
 
 
 class Encoder(Protocol):
@@ -43,11 +43,13 @@ def flat_groups(sampler: Sampler, verifiers: Verifiers, encoder: Encoder, *, see
         texts = [encoder.decode(c.tokens) for c in completions]
         verdicts = await verifiers.score(draw.task, texts)
         rows = zip(completions, texts, verdicts, strict=True)
-        temperature = draw.sampling.temperature
         return Group(
             task=draw.task,
             draw=draw.index,
-            trajectories=tuple(trajectory(prompt, c, text, v, temperature=temperature) for c, text, v in rows),
+            trajectories=tuple(
+                trajectory(prompt, c, text, v, temperature=draw.sampling.temperatures(np.arange(len(c.tokens))))
+                for c, text, v in rows
+            ),
             prompt_len=len(prompt),
         )
 
@@ -55,10 +57,21 @@ def flat_groups(sampler: Sampler, verifiers: Verifiers, encoder: Encoder, *, see
 
 
 def trajectory(
-    prompt: I32, completion: Completion, text: str, verdict: Verdict, *, temperature: float, source: str = "policy"
+    prompt: I32,
+    completion: Completion,
+    text: str,
+    verdict: Verdict,
+    *,
+    temperature: float | F32,
+    source: str = "policy",
 ) -> Trajectory:
-    """One row of a flat group: the prompt, then the sampled tokens, each trained on with weight 1."""
+    """One row of a flat group: the prompt, then the sampled tokens, each trained on with weight 1.
+
+    `temperature` is one number, or one for each sampled token.
+    """
     n, m = len(prompt), len(completion.tokens)
+    heat = np.ones(n + m, dtype=np.float32)
+    heat[n:] = temperature
     sampled = np.arange(n + m) >= n
     blank = np.zeros(n, dtype=np.float32)
     return Trajectory(
@@ -67,7 +80,7 @@ def trajectory(
         weight=sampled.astype(np.float32),
         logprobs=np.concatenate([blank, completion.logprobs]).astype(np.float32),
         version=np.concatenate([np.full(n, -1), completion.versions]).astype(np.int32),
-        temperature=np.full(n + m, temperature, dtype=np.float32),
+        temperature=heat,
         text=text,
         finish=completion.finish,
         verdict=verdict,

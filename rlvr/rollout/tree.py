@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from rlvr.explore.base import Context, Draw
 from rlvr.seeds import stable_seed
-from rlvr.types import F32, Completion, Group, Origin, Request, Trajectory, Verdict
+from rlvr.types import F32, Completion, Group, Origin, Request, Sampling, Trajectory, Verdict
 
 F64 = npt.NDArray[np.float64]
 Rows = Literal["path", "path_dedup", "edge"]
@@ -87,7 +87,9 @@ class Grower:
             for k, (_, n) in enumerate(chosen):
                 self.ledger.settle(n, len(done[k].tokens) if k < len(done) else 0)
         for (i, _), completion in zip(chosen, done, strict=True):
-            out[i] = extended(stems[i].row, stems[i].at, completion, temperature=self.draw.sampling.temperature)
+            places = np.arange(len(completion.tokens))
+            heat = self._sampling(stems[i]).temperatures(places)
+            out[i] = extended(stems[i].row, stems[i].at, completion, temperature=heat)
         return out
 
     async def verified(self, rows: Sequence[Trajectory]) -> list[Trajectory]:
@@ -100,17 +102,20 @@ class Grower:
         room = self.draw.sampling.max_tokens - (stem.at - self.prompt_len)
         return room if most is None else min(room, most)
 
+    def _sampling(self, stem: Stem) -> Sampling:
+        return self.draw.sampling.after(stem.at - self.prompt_len)
+
     def _request(self, stem: Stem, limit: int) -> Request:
         seed = stable_seed(self.ctx.seed, "branch", self.name, self.draw.index, stem.path)
         return Request(
             key=f"{self.draw.index}/{self.name}/{stem.path}",
             tokens=stem.row.tokens[: stem.at],
-            sampling=replace(self.draw.sampling, seed=seed, max_tokens=limit),
+            sampling=replace(self._sampling(stem), seed=seed, max_tokens=limit),
             home=self.draw.index,
         )
 
 
-def extended(row: Trajectory, at: int, completion: Completion, *, temperature: float) -> Trajectory:
+def extended(row: Trajectory, at: int, completion: Completion, *, temperature: float | F32) -> Trajectory:
     """`row` up to token `at`, its numbers kept bit for bit, then the completion; without verdict, text and parent."""
     new = len(completion.tokens)
     return Trajectory(
@@ -119,7 +124,7 @@ def extended(row: Trajectory, at: int, completion: Completion, *, temperature: f
         weight=np.concatenate([row.weight[:at], np.ones(new)]).astype(np.float32),
         logprobs=np.concatenate([row.logprobs[:at], completion.logprobs]).astype(np.float32),
         version=np.concatenate([row.version[:at], completion.versions]).astype(np.int32),
-        temperature=np.concatenate([row.temperature[:at], np.full(new, temperature)]).astype(np.float32),
+        temperature=np.concatenate([row.temperature[:at], np.broadcast_to(temperature, new)]).astype(np.float32),
         finish=completion.finish,
         generated_under=row.generated_under,
         source=row.source,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rlvr.engine.vllm_args import engine_arguments, environment
+from rlvr.engine.vllm_args import ANNEALED, engine_arguments, environment
 from rlvr.engine.vllm_sampler import _batches
 from rlvr.errors import ConfigError
 
@@ -32,6 +32,12 @@ def test_the_recipe_wins_but_for_keys_we_own() -> None:
     assert (made["block_size"], made["kv_cache_memory_bytes"], made["max_num_seqs"]) == (32, 7, 9)
     assert arguments("gpu", enable_chunked_prefill=False)["enable_chunked_prefill"] is False
     assert arguments("gpu")["enable_sleep_mode"] is True
+
+
+def test_the_annealing_is_there_unless_vllm_would_refuse_it() -> None:
+    assert arguments("gpu")["logits_processors"] == arguments()["logits_processors"] == [ANNEALED]
+    assert arguments(logits_processors=["a:B"])["logits_processors"] == ["a:B", ANNEALED]
+    assert "logits_processors" not in arguments(speculative_config={"method": "ngram"})
 
 
 def test_every_bad_key_is_told_at_once() -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from rlvr.engine.handshake import handshake, random_sequences
 from rlvr.errors import EngineError, HandshakeError
-from rlvr.types import I32, Completion, Request, Sampling
+from rlvr.types import I32, Annealing, Completion, Request, Sampling
 from tests.engines.tiny import EOS
 from tests.engines.vllm_helpers import BLOCK, LocalFanout, Replica, Scored, TorchPolicy, requests, running
 
@@ -73,6 +75,80 @@ def test_behaviour_logprobs_are_those_of_the_sampled_distribution(
         assert completion.finish == ("stop" if completion.tokens[-1] == EOS else "length")
         assert EOS not in completion.tokens[:-1]
     assert {c.finish for c in completions} == {"stop", "length"}
+
+
+ANNEALING = Annealing(high=1.4, low=0.3, scale=30.0, first=3)
+
+
+def annealed(n: int, *, key: str, max_tokens: int = 60) -> list[Request]:
+    """Every second request is annealed."""
+    plain = requests(n, key=key, max_tokens=max_tokens, temperature=0.9)
+    hot = [replace(r, sampling=replace(r.sampling, annealing=ANNEALING)) for r in plain]
+    return [pair[i % 2] for i, pair in enumerate(zip(plain, hot, strict=True))]
+
+
+def test_annealed_logprobs_are_those_of_the_sampled_distribution(replica: Replica, policy: TorchPolicy) -> None:
+    batch = annealed(40, key="annealed")
+    completions = generate(replica, batch)
+    off = 0.0
+    for request, completion in zip(batch, completions, strict=True):
+        heat = request.sampling.temperatures(np.arange(len(completion.tokens)))
+        tokens, at = whole(request, completion), len(request.tokens)
+        every = np.concatenate([np.ones(at, np.float32), heat])
+        expected = policy.logp(tokens, temperature=every)[at:]
+        np.testing.assert_allclose(completion.logprobs, expected, atol=CLOSE)
+        off = max(off, float(np.abs(expected - policy.logp(tokens, temperature=0.9)[at:]).max()))
+    assert off > 0.1  # the annealing is seen at all
+    plain = generate(replica, requests(40, key="plain neighbours", max_tokens=60, temperature=0.9))
+    for a, b in zip(plain[::2], completions[::2], strict=True):
+        assert a.tokens.tobytes() == b.tokens.tobytes()  # of the log-probs the last bit depends on the batch's size
+        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+
+
+def test_the_processor_touches_its_own_rows_alone_and_follows_them() -> None:
+    from vllm import SamplingParams
+    from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
+
+    from rlvr.engine.vllm_annealing import Annealed, arguments
+
+    sampling = Sampling(temperature=0.7, annealing=ANNEALING)
+    asks, plain = SamplingParams(extra_args=arguments(sampling)), SamplingParams()
+    processor, tokens = Annealed(None, torch.device("cpu"), False), list(range(20))
+    logits = torch.randn(3, 5)
+    assert torch.equal(processor.apply(logits.clone()), logits)
+    processor.update_state(BatchUpdate(3, [], [(0, plain, [], []), (1, asks, [], tokens), (2, plain, [], [])], []))
+    for row, moved in ((1, []), (2, [(1, 2, MoveDirectionality.SWAP)])):
+        processor.update_state(BatchUpdate(3, [], [], moved) if moved else None)
+        tokens.append(0)
+        wanted = logits.clone()
+        wanted[row] /= float(sampling.temperatures(len(tokens)))
+        assert torch.equal(processor.apply(logits.clone()), wanted)
+    processor.update_state(BatchUpdate(2, [2], [], []))
+    assert torch.equal(processor.apply(logits.clone()), logits)
+
+
+def test_an_annealed_response_goes_on_through_a_push_and_from_its_middle(replica: Replica, policy: TorchPolicy) -> None:
+    batch = annealed(16, key="calm annealed", max_tokens=150)
+    calm = generate(replica, batch)
+    call = replica.submit(replica.sampler.generate(annealed(16, key="pushed", max_tokens=150)))
+    wait_for_tokens(replica, 10)
+    policy.side.push(1, policy.fanout)  # the same weights
+    pushed = call.result(timeout=120)
+    assert any(len(set(c.versions.tolist())) == 2 for c in pushed)
+    for request, a, b in zip(batch, calm, pushed, strict=True):
+        heat = request.sampling.temperatures(np.arange(len(b.tokens)))
+        every = np.concatenate([np.ones(len(request.tokens), np.float32), heat])
+        expected = policy.logp(whole(request, b), temperature=every)[len(request.tokens) :]
+        np.testing.assert_allclose(b.logprobs, expected, atol=CLOSE)
+        assert a.tokens[:5].tolist() == b.tokens[:5].tolist()
+    cut, request = 40, batch[1]
+    prefix = np.concatenate([request.tokens, calm[1].tokens[:cut]])
+    sampling = replace(request.sampling.after(cut), max_tokens=20)
+    rest = generate(replica, [Request("rest", prefix, sampling)])[0]
+    tokens = np.concatenate([prefix, rest.tokens])
+    heat = np.ones(len(tokens), np.float32)
+    heat[len(request.tokens) :] = request.sampling.temperatures(np.arange(cut + len(rest.tokens)))
+    np.testing.assert_allclose(rest.logprobs, policy.logp(tokens, temperature=heat)[len(prefix) :], atol=CLOSE)
 
 
 def test_scores_are_those_of_the_trainer(replica: Replica, policy: TorchPolicy) -> None:

@@ -138,12 +138,13 @@ class TorchPolicy:
         assert list(needs) == ["logp"] and model == "policy"
         return [{"logp": self.logp(row.tokens)} for row in batch.picked]
 
-    def logp(self, tokens: I32, *, temperature: float = 1.0) -> F32:
-        """[L], index 0 is 0."""
+    def logp(self, tokens: I32, *, temperature: float | F32 = 1.0) -> F32:
+        """[L], index 0 is 0. `temperature` is one number, or one for each token."""
         ids = torch.tensor(tokens, dtype=torch.long, device=self.module.device)
         with torch.no_grad():
-            logits = self.module(ids[None]).logits[0].float() / temperature
-        rows = torch.log_softmax(logits, -1)[:-1].gather(1, ids[1:, None])[:, 0]
+            heat = torch.as_tensor(np.broadcast_to(temperature, tokens.shape).astype(np.float32), device=ids.device)
+            logits = self.module(ids[None]).logits[0, :-1].float() / heat[1:, None]
+        rows = torch.log_softmax(logits, -1).gather(1, ids[1:, None])[:, 0]
         return np.concatenate([[0.0], rows.cpu().numpy()]).astype(np.float32)
 
     async def perturb(self, *, scale: float, seed: int) -> None:

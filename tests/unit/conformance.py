@@ -171,8 +171,10 @@ def _completion(key: str, sampling: Sampling, seed: int) -> Completion:
     return Completion(key, tokens, np.zeros(len(tokens), np.float32), np.zeros(len(tokens), np.int32), finish)
 
 
-def _trajectory(prompt: np.ndarray, completion: Completion, temperature: float, *, broken: bool) -> Trajectory:
+def _trajectory(prompt: np.ndarray, completion: Completion, sampling: Sampling, *, broken: bool) -> Trajectory:
     tokens = np.concatenate([prompt, completion.tokens])
+    heat = np.ones(len(tokens), np.float32)
+    heat[len(prompt) :] = sampling.temperatures(np.arange(len(completion.tokens)))
     sampled = np.arange(len(tokens)) >= len(prompt)
     text = "" if broken else " ".join(map(str, completion.tokens))
     t = Trajectory(
@@ -181,7 +183,7 @@ def _trajectory(prompt: np.ndarray, completion: Completion, temperature: float, 
         weight=sampled.astype(np.float32),
         logprobs=np.zeros(len(tokens), np.float32),
         version=np.where(sampled, 0, -1).astype(np.int32),
-        temperature=np.full(len(tokens), temperature, np.float32),
+        temperature=heat,
         text=text,
         finish=completion.finish,
         verdict=_verdict(text),
@@ -196,7 +198,7 @@ async def flat(draw: Draw) -> Group:
         t = _trajectory(
             prompt,
             _completion(f"{draw.index}/{i}", draw.sampling, stable_seed("flat", draw.index, i)),
-            draw.sampling.temperature,
+            draw.sampling,
             broken=draw.index == 0 and i == 0,
         )
         i += 1

@@ -32,6 +32,7 @@ EXAMPLES: dict[str, tuple[dict, dict]] = {
     "dars": ({"n_max": 6}, {"n_max": 9}),
     "diver": ({"w": 0.0}, {"w": 0.4}),
     "deep_search": ({"depth": 1, "cache": False}, {"depth": 4, "width": 2}),
+    "ead": ({"tau_max": 1.0, "tau_min": 1.0}, {"tau_max": 1.5, "d0": 4.0, "c": 1}),
     "effective_rank": ({"coef": 0.0}, {"coef": 0.3, "stride": 2}),
     "egsw": ({"alpha": 0.0, "P": 1e30}, {"alpha": 0.5}),
     "entropy_advantage": ({"alpha": 0.0}, {"alpha": 0.2}),
