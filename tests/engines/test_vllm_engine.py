@@ -127,30 +127,6 @@ def test_the_processor_touches_its_own_rows_alone_and_follows_them() -> None:
     assert torch.equal(processor.apply(logits.clone()), logits)
 
 
-def test_an_annealed_response_goes_on_through_a_push_and_from_its_middle(replica: Replica, policy: TorchPolicy) -> None:
-    batch = annealed(16, key="calm annealed", max_tokens=150)
-    calm = generate(replica, batch)
-    call = replica.submit(replica.sampler.generate(annealed(16, key="pushed", max_tokens=150)))
-    wait_for_tokens(replica, 10)
-    policy.side.push(1, policy.fanout)  # the same weights
-    pushed = call.result(timeout=120)
-    assert any(len(set(c.versions.tolist())) == 2 for c in pushed)
-    for request, a, b in zip(batch, calm, pushed, strict=True):
-        heat = request.sampling.temperatures(np.arange(len(b.tokens)))
-        every = np.concatenate([np.ones(len(request.tokens), np.float32), heat])
-        expected = policy.logp(whole(request, b), temperature=every)[len(request.tokens) :]
-        np.testing.assert_allclose(b.logprobs, expected, atol=CLOSE)
-        assert a.tokens[:5].tolist() == b.tokens[:5].tolist()
-    cut, request = 40, batch[1]
-    prefix = np.concatenate([request.tokens, calm[1].tokens[:cut]])
-    sampling = replace(request.sampling.after(cut), max_tokens=20)
-    rest = generate(replica, [Request("rest", prefix, sampling)])[0]
-    tokens = np.concatenate([prefix, rest.tokens])
-    heat = np.ones(len(tokens), np.float32)
-    heat[len(request.tokens) :] = request.sampling.temperatures(np.arange(cut + len(rest.tokens)))
-    np.testing.assert_allclose(rest.logprobs, policy.logp(tokens, temperature=heat)[len(prefix) :], atol=CLOSE)
-
-
 def test_scores_are_those_of_the_trainer(replica: Replica, policy: TorchPolicy) -> None:
     sequences = [*random_sequences(5, length=2 * BLOCK + 5, vocab=128, seed=1), np.array([5], np.int32)]
     sequences.append(np.array([5, 6], np.int32))
