@@ -20,7 +20,7 @@ from rlvr.rollout.groups import Encoder
 from rlvr.track.journal import read
 from rlvr.track.run_dir import RunDir
 from rlvr.track.tracker import Tracker
-from rlvr.types import Group, Metrics, Origin, Sampling, Task, Trajectory
+from rlvr.types import Group, Metrics, Origin, Sampling, Task
 
 
 @dataclass
@@ -157,7 +157,7 @@ def drop_metrics(groups: Sequence[Group]) -> Metrics:
         "groups/dropped": float(sum(g.dropped is not None for g in groups)),
         "sampled/pass_rate": float(correct[valid].mean()) if valid.any() else 0.0,
         "sampled/errors": float((~valid).sum()),
-        "sampled/tokens": float(sum(decoded(t) for g in groups for t in g.trajectories)),
+        "sampled/tokens": float(sum(decoded(g) for g in groups)),
     }
     for group in groups:
         if group.dropped is not None:
@@ -166,9 +166,17 @@ def drop_metrics(groups: Sequence[Group]) -> Metrics:
     return out
 
 
-def decoded(row: Trajectory) -> int:
-    """Tokens that the policy generated for this row: not those of others, nor what it shares with its sibling."""
-    return int((row.origin[row.parent[1] if row.parent else 0 :] == Origin.SAMPLED).sum())
+def decoded(group: Group) -> int:
+    """Tokens that the policy generated for this group: not those of others, nor what a row shares with its sibling.
+
+    Nor those of replayed rows, whose weights are older than the ones that the group's own rows began with.
+    """
+    own = [t.version[t.origin == Origin.SAMPLED] for t in group.trajectories if t.source == "policy"]
+    oldest = min((int(versions.min()) for versions in own if versions.size), default=0)
+    return sum(
+        int(((t.origin == Origin.SAMPLED) & (t.version >= oldest))[t.parent[1] if t.parent else 0 :].sum())
+        for t in group.trajectories
+    )
 
 
 def speed_metrics(groups: Sequence[Group], metrics: Metrics) -> Metrics:

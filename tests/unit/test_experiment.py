@@ -17,7 +17,7 @@ from benchmarks import experiment_report as report
 from benchmarks.experiment import STOPPED, Arm, Experiment, Start, State, finished, last_step
 from rlvr.errors import ConfigError
 from rlvr.observer import decoded
-from rlvr.types import Origin, Trajectory
+from rlvr.types import Group, Origin, Task, Trajectory
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GRPO, OTHER = Arm(name="plain GRPO", recipe="quickstart"), Arm(name="Clip-Cov", recipe="explore/clip_cov_quickstart")
@@ -231,12 +231,15 @@ def test_the_experiments_are_valid(name: str) -> None:
             assert [problem for problem in problems if problem.key != "model.path"] == []
 
 
-def test_tokens_are_counted_once_and_only_those_of_the_policy() -> None:
+def test_tokens_are_counted_once_and_only_those_generated_for_the_group() -> None:
     origin = np.array([Origin.PROMPT, Origin.SAMPLED, Origin.SAMPLED, Origin.DEMO, Origin.SAMPLED], dtype=np.int8)
-    zeros = np.zeros(5, dtype=np.float32)
+    zeros, version = np.zeros(5, dtype=np.float32), np.array([-1, 6, 6, -1, 7], dtype=np.int32)
     row = Trajectory(
         tokens=np.arange(5, dtype=np.int32), origin=origin, weight=zeros, logprobs=zeros, temperature=zeros + 1,
-        version=np.zeros(5, dtype=np.int32), parent=None,
+        version=version,
     )  # fmt: skip
-    assert decoded(row) == 3
-    assert decoded(replace(row, parent=(0, 2))) == 2
+    branch = replace(row, parent=(0, 2))
+    replayed = replace(row, source="exgrpo", version=np.array([-1, 4, 4, -1, 5], dtype=np.int32))
+    assert decoded(Group(Task("a", "1+1=?", "2"), 0, (row,), prompt_len=1)) == 3
+    assert decoded(Group(Task("a", "1+1=?", "2"), 0, (row, branch, replayed), prompt_len=1)) == 3 + 2
+    assert decoded(Group(Task("a", "1+1=?", "2"), 0, (), prompt_len=1)) == 0
