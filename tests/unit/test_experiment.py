@@ -14,9 +14,10 @@ import pytest
 
 from benchmarks import experiment as runner
 from benchmarks import experiment_report as report
-from benchmarks.experiment import STOPPED, Arm, Experiment, Start, State, finished, last_step
+from benchmarks.experiment import STOPPED, Arm, Experiment, Start, State, finished, last_step, words
 from rlvr.errors import ConfigError
 from rlvr.observer import decoded
+from rlvr.recipe import SftRecipe
 from rlvr.types import Group, Origin, Task, Trajectory
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -220,6 +221,10 @@ def test_the_experiments_are_valid(name: str) -> None:
     from rlvr import check, config
 
     experiment = runner.load(REPOSITORY / "benchmarks" / "experiments" / f"{name}.yaml")
+    for start in [experiment.base, *(arm.start for arm in experiment.arms if arm.start is not None)]:
+        made = config.load(start.recipe, overrides=words(start.overrides), tree=SftRecipe, project=REPOSITORY).recipe
+        problems = check.problems(made, project=REPOSITORY)
+        assert [problem for problem in problems if problem.key != "model.path"] == []
     lacking = runner.missing(experiment, project=REPOSITORY)
     for arm in experiment.arms:
         if arm.before is None and arm.name not in lacking:
