@@ -35,8 +35,19 @@ class Estimator(AddOn):
         raise NotImplementedError(f"advantage {self.kind!r} overrides neither `scalars` nor `advantage`")
 
     def advantage(self, groups: Sequence[Group]) -> Sequence[Group]:
-        """Per-token `advantages` of every row."""
-        return [spread(group, self.scalars(group)) for group in groups]
+        """Per-token `advantages` of every row; rows of another `Trajectory.adv_group` are a group of their own."""
+        return [spread(group, self._apart(group)) for group in groups]
+
+    def _apart(self, group: Group) -> F64:
+        names = [t.adv_group for t in group.trajectories]
+        if len(set(names)) < 2:
+            return self.scalars(group)
+        out, rewards = np.zeros(len(group)), shaped(group).astype(np.float32)
+        for name in dict.fromkeys(names):
+            mine = [i for i, other in enumerate(names) if other == name]
+            rows = tuple(group.trajectories[i] for i in mine)
+            out[mine] = self.scalars(group.with_(trajectories=rows, rewards=rewards[mine]))
+        return out
 
     def observe(self, groups: Sequence[Group], metrics: Metrics) -> Metrics:
         """`active`: rows with an advantage that is not 0; `abs_mean`: its size, over their trained tokens."""

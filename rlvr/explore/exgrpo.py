@@ -29,7 +29,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from rlvr.explore.base import AddOn, AddOnConfig, Draw, Knobs, Sample, Update
 from rlvr.objectives.ratio import log_ratio, shaped_ratio
-from rlvr.rollout.replay import Entry, ReplayStore, age, counted, marks_of, replayed, unusable, without
+from rlvr.rollout.replay import Entry, ReplayStore, ages_of, counted, marks_of, replayed, unusable, without
 from rlvr.seeds import stable_seed
 from rlvr.types import Group, Metrics, Task, Trajectory
 
@@ -161,11 +161,10 @@ class Exgrpo(AddOn):
         total = sum(map(len, fresh))
         rate = sum(map(len, right)) / total if total else 0.0
         self.started = self.started or (total > 0 and rate >= self.config.start)
-        ages = [age(t, step) for g in groups for t in g.trajectories if t.source == self.name]
         said = {key: counted(groups, self.name, key) for key in ("replayed", "refused")}
         said |= {"pool": float(len(self.store.tasks)), "stored": float(len(self.store))}
         said |= {"retired": float(len(self.retired)), "started": float(self.started)}
-        return said | ({"age": float(np.mean(ages))} if ages else {})
+        return said | ages_of(groups, self.name)
 
     def _update(self, group: Group, fresh: Sequence[Trajectory], right: Sequence[Trajectory], *, step: int) -> None:
         task = group.task.id

@@ -47,6 +47,7 @@ EXAMPLES: dict[str, tuple[dict, dict]] = {
     "luffy": ({"demos": 0}, {"demos": 1}),
     "outcome_bonus": ({"coef": 0.0}, {"coef": 0.3, "form": "batch"}),
     "reinforce_ada": ({"n": 6, "rounds": 1}, {"n": 4, "rounds": 2}),
+    "repo": ({"coef": 0.0}, {"k": 3}),
     "siren": ({"beta": 0.0}, {"beta": 0.1, "q": 0.5}),
     "spo_tree": ({"factors": ()}, {"factors": (2,), "segment": 3}),
     "treerl": ({"n": 0}, {"n": 1, "t": 1}),
@@ -56,6 +57,7 @@ EXAMPLES: dict[str, tuple[dict, dict]] = {
 STATES: dict[str, dict] = {
     "effective_rank": {"means": [1.5, -0.5, 0.0]},
     "exgrpo": {"store": replayable(), "rates": {"2": 0.5, "3": 0.25}, "retired": [], "started": True},
+    "repo": {"store": replayable()},
     "siren": {"anchor": 1.0},
 }
 KINDS = EXPLORE.kinds

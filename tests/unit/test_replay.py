@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -14,9 +15,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlvr.advantages.grpo import Config as GrpoConfig
+from rlvr.advantages.grpo import Grpo
 from rlvr.batching import collate
-from rlvr.explore.base import Draw
+from rlvr.explore.base import Draw, Update
 from rlvr.explore.exgrpo import Config, Exgrpo, bucket, bucket_weights
+from rlvr.explore.repo import Config as RePOConfig
+from rlvr.explore.repo import RePO, chosen
 from rlvr.objectives.ratio import shaped_ratio
 from rlvr.objectives.view import TokenView
 from rlvr.rollout.replay import Entry, ReplayStore, age, replayed, unstorable, unusable, without
@@ -234,3 +239,91 @@ def test_importance_of_a_row_sampled_by_the_weights_that_train_it_is_1() -> None
     store.add(Entry("1", 0, replace(row([5, 6]), logprobs=np.array([0, 0, 0, *values], np.float32))))
     (back,) = replayed(store.of("1"), source="x")
     assert np.exp(values - back.logprobs[3:]).tolist() == [1.0, 1.0]
+
+
+def repo_group(addon: RePO, scores: Sequence[float]) -> Group:
+    """A group of task 1 with what the add-on puts behind it, rewarded."""
+    out: list[Group] = []
+
+    async def go() -> None:
+        out.append(await addon.guide(group("1", scores, draw=9, version=4), ToyContext(tasks=TASKS)))
+
+    asyncio.run(go())
+    return out[0].with_(rewards=out[0].scores)
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_repo_normalises_replayed_rows_apart(split: bool) -> None:
+    """On [1,0,0,0], off [1,1,0,0], eps 1e-4: 1.4997/-.4999 and +-.8659; mixed 1.2074/-.7244."""
+    addon = RePO(RePOConfig(k=4, split=split))
+    addon.observe([group("1", [1, 1, 0, 0])], {})
+    g = repo_group(addon, [1, 0, 0, 0])
+    assert [t.source for t in g.trajectories] == ["policy"] * 4 + ["repo"] * 4
+    (credited,) = Grpo(GrpoConfig(eps=1e-4)).advantage([g])
+    found = [float(a[-1]) for a in credited.advantages or ()]
+    sd, half = math.sqrt(15 / 56), math.sqrt(1 / 3)  # unbiased: of 3 right in 8, of 2 right in 4
+    if split:
+        on, off = [0.75 / 0.5001, *[-0.25 / 0.5001] * 3], 0.5 / (half + 1e-4)
+        expected = [*on, off, off, -off, -off]
+        assert expected[:2] == pytest.approx([1.4997, -0.4999], abs=5e-5)
+    else:
+        up, down = 0.625 / (sd + 1e-4), -0.375 / (sd + 1e-4)
+        expected = [up, down, down, down, up, up, down, down]
+        assert up == pytest.approx(1.2074, abs=2e-4)
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_repo_samples_before_it_stores_and_waits_for_k() -> None:
+    addon = RePO(RePOConfig(k=3, size=4))
+    addon.observe([group("1", [1, 0])], {})
+    assert len(repo_group(addon, [1, 0])) == 2
+    addon.observe([group("1", [1, 0, 0])], {})
+    g = repo_group(addon, [1, 0])
+    assert len(g) == 5 and all((t.version[3:] == 0).all() for t in g.trajectories[2:])
+    said = addon.observe([g], {})
+    assert (said["replayed"], said["stored"], said["age"]) == (3.0, 4.0, 4.0)
+    assert [e.step for e in addon.store.of("1")] == [0, 0, 4, 4], "the replayed rows are not stored again"
+
+
+def test_repo_strategies() -> None:
+    entries = [Entry("1", i, row([i, 4]), score=s) for i, s in enumerate([0.2, 1.0, 0.0, 0.5, 0.9])]
+
+    def steps(k: int, **options: object) -> list[int]:
+        return [e.step for e in chosen(entries, k, seed=3, **options)]  # type: ignore[arg-type]
+
+    assert steps(2, strategy="recent") == [3, 4]
+    assert steps(2, strategy="highest") == [1, 4]
+    assert steps(2, strategy="variance") == [1, 2]
+    assert steps(3, strategy="variance") == [1, 2, 4]
+    assert steps(2, strategy="all") == [0, 1, 2, 3, 4]
+    assert steps(2, strategy="random") == steps(2, strategy="random")
+    assert {tuple(e.step for e in chosen(entries, 2, strategy="random", seed=s)) for s in range(40)} > {(0, 1)}
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.floats(-2, 2, width=32), min_size=2, max_size=7), st.integers(1, 6))
+def test_the_subset_of_largest_variance_is_the_best_of_all(scores: list[float], k: int) -> None:
+    k = min(k, len(scores))
+    entries = [Entry("1", i, row([1]), score=s) for i, s in enumerate(scores)]
+    best = max(np.var(c) for c in combinations(scores, k))
+    found = np.var([e.score for e in chosen(entries, k, strategy="variance", seed=0)])
+    assert found == pytest.approx(best, abs=1e-9)
+
+
+def test_repo_loss_is_two_means_each_clipped_to_its_own_behaviour() -> None:
+    addon = RePO(RePOConfig(k=1, coef=0.5))
+    fresh, old = row([5, 6, 7]), replace(row([8]), source="repo")
+    g = group("1", [1, 0]).with_(trajectories=(fresh, old), rewards=np.array([1, 0], np.float32))
+    rows = collate([g])
+    scale = np.full(2, 0.25, np.float32)  # a mean over the 4 tokens
+    said = addon.knobs(Update(rows=rows, stats=[{}, {}], update=0, step=0, seed=0, clip=(0.2, 0.3), scale=scale))
+    assert said is not None and said.metrics == {"active": 1.0}
+    assert (said.scalars["on"], said.scalars["off"]) == pytest.approx((4 / 3, 4.0))
+    one = torch.ones(1, 2, dtype=torch.float64)
+    view = TokenView(
+        logp=-one, old_logp=-9 * one, behaviour_logp=torch.tensor([[-1.1, -2.0]], dtype=torch.float64), known=one,
+        advantages=2 * one, weight=one, mark=one, knobs=said.scalars,
+    )  # fmt: skip
+    loss = addon.token_loss(view, 7 * one)
+    assert loss.tolist()[0] == pytest.approx([-0.5 * 4 * 2 * math.exp(0.1), -0.5 * 4 * 2 * 1.3], abs=1e-6)
+    assert addon.token_loss(replace(view, mark=0 * one), 7 * one).tolist()[0] == pytest.approx([28 / 3] * 2, abs=1e-6)
