@@ -18,7 +18,7 @@ from rlvr.errors import EngineError
 from rlvr.explore.base import Draw
 from rlvr.explore.treerl import Config, TreeRL, eptree, leave_one_out
 from rlvr.rollout.groups import flat_groups
-from rlvr.rollout.tree import Ledger, Tree, tokens_saved
+from rlvr.rollout.tree import Ledger, Rows, Tree, tokens_saved
 from rlvr.seeds import stable_seed
 from rlvr.types import Completion, Group, Origin, Request, Sampling, Task, Trajectory, Verdict
 
@@ -106,7 +106,8 @@ def test_a_row_in_error_has_no_part() -> None:
 
 
 def test_rows_once_and_as_edges() -> None:
-    for rows, count in (("path", 4), ("path_dedup", 4), ("edge", 6)):
+    kinds: tuple[tuple[Rows, int], ...] = (("path", 4), ("path_dedup", 4), ("edge", 6))
+    for rows, count in kinds:
         (credited,) = TreeRL(Config(rows=rows)).advantage([rt1()])
         every = collate([credited])
         assert len(every) == count == len(row_table([credited])[0])
@@ -191,10 +192,14 @@ class Fake:
         return " ".join(map(str, tokens))
 
 
-def sampled(method: Any, run: Fake, *, group: int = 4, max_tokens: int = 16) -> Group:
+def sampled(method: Any, run: Any, *, group: int = 4, max_tokens: int = 16) -> Group:
     """One draw through a method's sampler."""
-    draw = Draw(TASK, 3, 0, group, Sampling(max_tokens=max_tokens), ctx=run)
-    return asyncio.run(method.sampler(flat_groups(run, run, run, seed=run.seed))(draw))
+    return drawn(method.sampler(flat_groups(run, run, run, seed=run.seed)), run, group=group, max_tokens=max_tokens)
+
+
+def drawn(sample: Any, run: Any, *, group: int = 4, max_tokens: int = 16) -> Group:
+    """One draw through any sampler."""
+    return asyncio.run(sample(Draw(TASK, 3, 0, group, Sampling(max_tokens=max_tokens), ctx=run)))
 
 
 def same(a: Group, b: Group) -> bool:
@@ -208,7 +213,7 @@ def same(a: Group, b: Group) -> bool:
 
 def flat(group: int = 4) -> Group:
     run = Fake()
-    return asyncio.run(flat_groups(run, run, run, seed=5)(Draw(TASK, 3, 0, group, Sampling(max_tokens=16))))
+    return drawn(flat_groups(run, run, run, seed=5), run, group=group)
 
 
 def check(group: Group, budget: int | None = None, *, max_tokens: int = 16) -> None:
@@ -243,6 +248,25 @@ def test_treerl_grows_what_it_promises(n: int, l: int, t: int) -> None:  # noqa:
         chain = group.trajectories[0]
         best = sorted(np.argsort(chain.logprobs[3:])[:n] + 3)
         assert sorted({b.parent[1] for b in group.trajectories if b.parent and b.parent[0] == 0}) == best
+
+
+class Even(Fake):
+    """Every response has 40 tokens."""
+
+    def _one(self, r: Request) -> Completion:
+        m = 40 - (len(r.tokens) - len(PROMPT))
+        rng = np.random.default_rng([r.sampling.seed or 0, m])
+        logprobs, tokens = -rng.exponential(size=m).astype(np.float32), rng.integers(10, 99, m).astype(np.int32)
+        return Completion(r.key, tokens, logprobs, np.zeros(m, np.int32), "stop")
+
+
+def test_the_papers_tree_decodes_18_chains_for_30_leaves() -> None:
+    """6 + 24 halves, where places are spread evenly."""
+    groups = [sampled(TreeRL(Config()), Even(seed=seed), group=6, max_tokens=64) for seed in range(20)]
+    assert {len(g) for g in groups} == {30}
+    said = TreeRL(Config()).observe(groups, {})
+    assert said["decoded"] / (20 * 40) == pytest.approx(18, abs=1.5)
+    assert said["saved_share"] == pytest.approx(0.4, abs=0.05)
 
 
 def test_no_branch_after_the_answer() -> None:
