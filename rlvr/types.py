@@ -81,6 +81,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     annealing: Annealing | None = None
+    top: int = 0  # so many of the likeliest next tokens are told with every sampled one
 
     def temperatures(self, t: npt.ArrayLike) -> F32:
         """What the logits of the response tokens `t` are divided by, in the sampler and in the trainer."""
@@ -117,6 +118,7 @@ class Completion:
     logprobs: F32
     versions: I32
     finish: Finish
+    top: tuple[I32, F32] | None = None  # `Sampling.top` ids and log-probs [n, top], the likeliest first
 
 
 @dataclass(frozen=True, slots=True)

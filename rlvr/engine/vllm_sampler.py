@@ -106,7 +106,7 @@ class VllmSampler:
         if self._broken:
             raise ReplicaBroken(f"sampler replica {self.replica}: {request.key!r} was in flight when {self._broken}")
         self._count(out)
-        return _completion(request.key, out)
+        return _completion(request.key, out, top=request.sampling.top)
 
     async def _run(self, key: str, tokens: I32, params: SamplingParams) -> RequestOutput:
         """The final output of one request."""
@@ -283,7 +283,7 @@ def _sampling_params(sampling: Sampling) -> SamplingParams:
         max_tokens=sampling.max_tokens,
         stop=list(sampling.stop),
         seed=sampling.seed,
-        logprobs=0,
+        logprobs=sampling.top,
         flat_logprobs=True,
         detokenize=bool(sampling.stop),
         output_kind=RequestOutputKind.FINAL_ONLY,
@@ -291,14 +291,17 @@ def _sampling_params(sampling: Sampling) -> SamplingParams:
     )
 
 
-def _completion(key: str, out: RequestOutput) -> Completion:
+def _completion(key: str, out: RequestOutput, *, top: int = 0) -> Completion:
     sampled = out.outputs[0]
     tokens = np.array(sampled.token_ids, np.int32)
-    logprobs = np.array([] if sampled.logprobs is None else sampled.logprobs.logprobs, np.float32)  # type: ignore[union-attr]
+    flat: Any = sampled.logprobs  # at each token the sampled one, then the `top` likeliest
+    logprobs = np.array([] if flat is None else flat.logprobs, np.float32).reshape(-1, 1 + top)
+    ids = np.array([] if flat is None or not top else flat.token_ids, np.int32).reshape(-1, 1 + top)
     versions = np.full(len(tokens), -1, np.int32)  # -1: the engine did not say
     for span in sampled.weight_versions or ():
         versions[span.start : span.end] = int(span.version)
-    return Completion(key, tokens, logprobs, versions, cast(Finish, sampled.finish_reason))
+    likeliest = (ids[:, 1:], logprobs[:, 1:]) if top else None
+    return Completion(key, tokens, logprobs[:, 0], versions, cast(Finish, sampled.finish_reason), likeliest)
 
 
 def _batches(sequences: Sequence[I32], *, limit: int) -> list[list[I32]]:

@@ -71,8 +71,11 @@ class Grower:
     name: str
     prompt_len: int
 
-    async def grow(self, stems: Sequence[Stem], *, most: int | None = None) -> list[Trajectory | None]:
+    async def grow(
+        self, stems: Sequence[Stem], *, most: int | None = None, sampling: Sampling | None = None
+    ) -> list[Trajectory | None]:
         """A continuation of each stem, of at most `most` tokens and never beyond the response limit, not verified.
+        `sampling` stands in for the draw's, but for its limit and seed.
 
         None where no token is left, or the ledger refuses. What the engine raises passes through, settled.
         """
@@ -82,7 +85,9 @@ class Grower:
         done: list[Completion] = []
         try:
             if chosen:
-                done = await self.ctx.generate([self._request(stems[i], n) for i, n in chosen])
+                done = await self.ctx.generate(
+                    [self._request(stems[i], n, sampling or self._sampling(stems[i])) for i, n in chosen]
+                )
         finally:
             for k, (_, n) in enumerate(chosen):
                 self.ledger.settle(n, len(done[k].tokens) if k < len(done) else 0)
@@ -105,12 +110,12 @@ class Grower:
     def _sampling(self, stem: Stem) -> Sampling:
         return self.draw.sampling.after(stem.at - self.prompt_len)
 
-    def _request(self, stem: Stem, limit: int) -> Request:
+    def _request(self, stem: Stem, limit: int, sampling: Sampling) -> Request:
         seed = stable_seed(self.ctx.seed, "branch", self.name, self.draw.index, stem.path)
         return Request(
             key=f"{self.draw.index}/{self.name}/{stem.path}",
             tokens=stem.row.tokens[: stem.at],
-            sampling=replace(self._sampling(stem), seed=seed, max_tokens=limit),
+            sampling=replace(sampling, seed=seed, max_tokens=limit),
             home=self.draw.index,
         )
 
@@ -128,7 +133,20 @@ def extended(row: Trajectory, at: int, completion: Completion, *, temperature: f
         finish=completion.finish,
         generated_under=row.generated_under,
         source=row.source,
+        streams=_likeliest(row, at, completion),
     )
+
+
+def _likeliest(row: Trajectory, at: int, completion: Completion) -> dict[str, F32]:
+    """[L] "top_k" and "top_logp_k", k = 1 ...: ids and log-probs of the likeliest tokens, where they are asked for."""
+    if completion.top is None:
+        return {}
+    out = {}
+    for name, values in zip(("top", "top_logp"), completion.top, strict=True):
+        for k in range(values.shape[1]):
+            head = row.streams.get(f"{name}_{k + 1}", np.zeros(at, np.float32))[:at]
+            out[f"{name}_{k + 1}"] = np.concatenate([head, values[:, k]]).astype(np.float32)
+    return out
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,10 @@ class TreeMethod(AddOn):
 
     drop_zero = False  # nodes with advantage 0 are not trained on
 
+    def chains(self, draw: Draw) -> int:
+        """How many chains the recipe's sampler gives."""
+        return draw.group
+
     def first(self, max_tokens: int) -> int | None:
         """Most tokens of the chains that it starts from, where they are no whole responses of `max_tokens`."""
         return None
@@ -83,12 +87,18 @@ class TreeMethod(AddOn):
         assert draw.ctx is not None, "a tree is sampled within a run"
         ledger, failed = Ledger(self.config.budget), False
         first = self.first(draw.sampling.max_tokens)
-        group = await _chains(sample, draw, ledger, most=first)
+        if number := self.chains(draw):
+            group = await _chains(sample, replace(draw, group=number), ledger, most=first)
+        else:
+            group = Group(draw.task, draw.index, (), prompt_len=len(draw.ctx.encode(draw.task)))
         grower = Grower(draw=draw, ctx=draw.ctx, ledger=ledger, name=self.name, prompt_len=group.prompt_len)
         try:
             tree = await self.grown(group, grower)
         except (EngineError, TimeoutError):
-            tree, failed = (group if first is None else await _chains(sample, draw, ledger)), True
+            tree, failed = (
+                (group if first is None and number == draw.group else await _chains(sample, draw, ledger)),
+                True,
+            )
         said = {
             "forks": sum(t.parent is not None for t in tree.trajectories),
             "decoded": ledger.spent,

@@ -42,6 +42,7 @@ MORE = {
     "fr3e": ("spacing=1",),
     "exgrpo": ("start=0",),
     "kl_cov": ("ratio=0.1",),
+    "latr": ("tau_abs=0.01", "tau_rel=1", "tau_ed=0", "steps=[1]"),
     "lp_reg": ("rho=1.0", "kappa=0.3"),
     "siren": ("beta=50",),
     "spo_tree": ("segment=2",),

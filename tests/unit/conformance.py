@@ -168,7 +168,9 @@ def _completion(key: str, sampling: Sampling, seed: int) -> Completion:
     n = int(rng.integers(2, 9))
     tokens = rng.integers(0, VOCAB, n).astype(np.int32)[: sampling.max_tokens]
     finish: Finish = "length" if n > sampling.max_tokens else "stop"
-    return Completion(key, tokens, np.zeros(len(tokens), np.float32), np.zeros(len(tokens), np.int32), finish)
+    top = np.stack([tokens, (tokens + 1) % VOCAB], -1), np.log(np.full((len(tokens), 2), 0.4, np.float32))
+    zeros = np.zeros(len(tokens), np.int32)
+    return Completion(key, tokens, zeros.astype(np.float32), zeros, finish, top if sampling.top else None)
 
 
 def _trajectory(prompt: np.ndarray, completion: Completion, sampling: Sampling, *, broken: bool) -> Trajectory:

@@ -42,6 +42,7 @@ EXAMPLES: dict[str, tuple[dict, dict]] = {
     "fr3e": ({"k": 0}, {"k": 1, "m": 2, "spacing": 1}),
     "hapo": ({"w": 0.0, "initial": 4.0}, {"w": 0.3, "initial": 4.0}),
     "kl_cov": ({"ratio": 0.0}, {"ratio": 0.1}),
+    "latr": ({"eta": {0: 0.0}}, {"eta": {0: 0.5}, "tau_ed": 0.0, "steps": [1]}),
     "length_reward": ({"coef": 0.0}, {"coef": 0.3}),
     "lp_reg": ({"rho": 0.0}, {"rho": 0.5, "kappa": 0.1}),
     "luffy": ({"demos": 0}, {"demos": 1}),

@@ -227,6 +227,7 @@ def check(group: Group, budget: int | None = None, *, max_tokens: int = 16) -> N
                 assert np.array_equal(
                     getattr(t, name)[node.start : node.end],
                     getattr(group.trajectories[node.row], name)[node.start : node.end],
+                    equal_nan=True,
                 )
     decoded = sum(t.response_len for t in group.trajectories) - tokens_saved(group)
     counted = next(v for k, v in group.counts.items() if k.endswith("/decoded"))
