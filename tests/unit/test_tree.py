@@ -231,6 +231,7 @@ def check(group: Group, budget: int | None = None, *, max_tokens: int = 16) -> N
                 )
     decoded = sum(t.response_len for t in group.trajectories) - tokens_saved(group)
     counted = next(v for k, v in group.counts.items() if k.endswith("/decoded"))
+    decoded -= sum(t.origin[t.parent[1]] == Origin.FORCED for t in group.trajectories if t.parent)
     assert decoded <= counted and (budget is None or counted <= budget)
 
 
