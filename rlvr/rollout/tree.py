@@ -75,9 +75,9 @@ class Grower:
         self, stems: Sequence[Stem], *, most: int | None = None, sampling: Sampling | None = None
     ) -> list[Trajectory | None]:
         """A continuation of each stem, of at most `most` tokens and never beyond the response limit, not verified.
-        `sampling` stands in for the draw's, but for its limit and seed.
 
-        None where no token is left, or the ledger refuses. What the engine raises passes through, settled.
+        `sampling` stands in for the draw's, but for its limit and seed. None where no token is left, or the ledger
+        refuses. What the engine raises passes through, settled.
         """
         limits = [self._limit(stem, most) for stem in stems]
         chosen = [(i, n) for i, n in enumerate(limits) if n > 0 and self.ledger.reserve(n)]
