@@ -12,6 +12,7 @@ few numbers per row made from its hidden states, never with gradient:
 
     effective_rank(stride)   (ER, ERV, ERA) of the states that predict the asked-for tokens, see
                              `rlvr/objectives/effective_rank.py`
+    pooled_state(d)          mean of the same states, projected to d dimensions: `rlvr/objectives/pooling.py`
 """
 
 from __future__ import annotations
@@ -28,15 +29,24 @@ from torch.utils.checkpoint import checkpoint
 
 from rlvr.errors import EngineError
 from rlvr.objectives.effective_rank import rank_dynamics
+from rlvr.objectives.pooling import pooled_state
 from rlvr.objectives.streams import parse, reduction
 from rlvr.types import Row
 
+SEQUENCES = {"effective_rank": "a stride of 1 token", "pooled_state": "a width d of 1"}  # their parameter
 UNSUPPORTED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier_scale")
 
 
 def is_sequence(name: str) -> bool:
-    """Whether a stream is one vector per row rather than one number per token."""
-    return parse(name)[0] == "effective_rank"
+    """Whether a stream is one vector per row rather than one number per token, of whichever model."""
+    return parse(name)[0].removeprefix("old_").removeprefix("ref_") in SEQUENCES
+
+
+def sequence(name: str, states: Tensor) -> Tensor:
+    """A sequence stream of one row, from the states [n,h] that predict its asked-for tokens."""
+    kind, parameter = parse(name)
+    number = int(parameter or 0)
+    return pooled_state(states, d=number) if kind == "pooled_state" else rank_dynamics(states, stride=number)
 
 
 @dataclass(frozen=True)
@@ -122,9 +132,8 @@ def _project(
 
 @torch.no_grad()
 def _sequence(name: str, hidden: Tensor, asked: Tensor) -> Tensor:
-    """[B,3] of a sequence stream, from the states that predict each row's asked-for tokens."""
-    stride = int(parse(name)[1] or 0)
-    return torch.stack([rank_dynamics(h[:-1][a[1:]], stride=stride) for h, a in zip(hidden, asked, strict=True)])
+    """[B,d] of a sequence stream, from the states that predict each row's asked-for tokens."""
+    return torch.stack([sequence(name, h[:-1][a[1:]]) for h, a in zip(hidden, asked, strict=True)])
 
 
 def pad(rows: Sequence[Row], *, asked: Sequence[np.ndarray] | None, device: torch.device | str) -> Padded:
@@ -191,9 +200,10 @@ def forward(
 def _check(names: Sequence[str], grad: frozenset[str]) -> None:
     for name in names:
         if is_sequence(name):
-            value = parse(name)[1]
-            if value is None or value < 1 or value % 1 or name in grad:
-                why = "expected effective_rank(stride) with a stride of 1 token or more, and not with gradient"
+            kind, value = parse(name)
+            if kind not in SEQUENCES or value is None or value < 1 or value % 1 or name in grad:
+                parameter = SEQUENCES.get(kind, "a parameter").split()[1]
+                why = f"expected {kind}({parameter}) with {SEQUENCES.get(kind)} or more, and not with gradient"
                 raise EngineError(f"sequence stream {name}: {why}")
             continue
         try:

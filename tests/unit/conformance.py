@@ -18,13 +18,12 @@ from torch import Tensor
 
 from rlvr.batching import collate, row_table
 from rlvr.credit import assign_credit, shape_rewards
-from rlvr.engine.forward import is_sequence
+from rlvr.engine.forward import is_sequence, sequence
 from rlvr.explore.base import AddOn, Draw, Knobs, Update
 from rlvr.methods import ADVANTAGE, CORRECTION, EXPLORE, OBJECTIVE, Family, Methods, method_class
-from rlvr.objectives.effective_rank import rank_dynamics
 from rlvr.objectives.loss import compose, shaped, token_losses
 from rlvr.objectives.reduce import row_scales, scaled_sum
-from rlvr.objectives.streams import parse, reduction
+from rlvr.objectives.streams import reduction
 from rlvr.objectives.view import TokenView
 from rlvr.recipe import KL, Overlong, Reduction
 from rlvr.rollout.replay import Entry, ReplayStore
@@ -108,7 +107,7 @@ class Toy(torch.nn.Module):
         with torch.no_grad():
             out = self.streams(tokens, temperature, [name for name in names if name not in whole])
             states = self.table[tokens[:-1]][torch.from_numpy(t.weight[1:] != 0)]
-            ranks = {name: rank_dynamics(states, stride=int(parse(name)[1] or 1)) for name in whole}
+            ranks = {name: sequence(name, states) for name in whole}
         made = {name: (value.numpy() * (t.weight != 0)).astype(np.float32) for name, value in out.items()}
         return made | {name: value.numpy() for name, value in ranks.items()}
 

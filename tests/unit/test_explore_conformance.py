@@ -49,6 +49,7 @@ EXAMPLES: dict[str, tuple[dict, dict]] = {
     "outcome_bonus": ({"coef": 0.0}, {"coef": 0.3, "form": "batch"}),
     "reinforce_ada": ({"n": 6, "rounds": 1}, {"n": 4, "rounds": 2}),
     "repo": ({"coef": 0.0}, {"k": 3}),
+    "rep_exp": ({"coef": 0.0}, {"coef": 0.3, "d": 4}),
     "siren": ({"beta": 0.0}, {"beta": 0.1, "q": 0.5}),
     "spo_tree": ({"factors": ()}, {"factors": (2,), "segment": 3}),
     "treerl": ({"n": 0}, {"n": 1, "t": 1}),

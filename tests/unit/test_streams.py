@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlvr.engine.forward import TokenStreams, forward, own_part
 from rlvr.objectives.effective_rank import effective_rank, rank_dynamics
+from rlvr.objectives.pooling import pooled_state
 from rlvr.objectives.streams import parse, reduction
 from rlvr.types import Row, stream
 from tests.unit.test_forward import VOCAB, Biggest, filler, make, row
@@ -186,17 +187,22 @@ def test_how_the_rank_moves() -> None:
 
 
 @pytest.mark.parametrize("chunk", [2, 1000])
-def test_effective_rank_in_the_forward(net: TokenStreams, chunk: int) -> None:
+def test_sequence_streams_in_the_forward(net: TokenStreams, chunk: int) -> None:
     name = stream("effective_rank", 3)
     rows = [row(12), row(5, seed=1), filler(row(9))]
-    together = forward(net, rows, needs=frozenset({"logp", name}), chunk=chunk, device="cpu")[name]
+    pooled = stream("pooled_state", 5)
+    every = forward(net, rows, needs=frozenset({"logp", name, pooled}), chunk=chunk, device="cpu")
+    together, vectors = every[name], every[pooled]
+    assert vectors.shape == (3, 5) and not vectors[2].any()
     assert together.shape == (3, 3) and together[2].tolist() == [0, 0, 0]
-    for one, got in zip(rows[:2], together, strict=False):
+    for one, got, vector in zip(rows[:2], together, vectors, strict=False):
         tokens = torch.from_numpy(one.tokens.astype(np.int64))
         with torch.no_grad():
             hidden = net.lm.base_model(input_ids=tokens[None]).last_hidden_state[0]
         asked = one.weight != 0  # token t is predicted by the state at t-1
-        torch.testing.assert_close(got, rank_dynamics(hidden[:-1][asked[1:]], stride=3), atol=1e-5, rtol=1e-5)
+        states = hidden[:-1][asked[1:]]
+        torch.testing.assert_close(got, rank_dynamics(states, stride=3), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(vector, pooled_state(states, d=5), atol=1e-5, rtol=1e-5)
     alone = forward(net, rows[:1], needs=frozenset({name}), chunk=chunk, device="cpu")
     assert list(alone) == [name]
     torch.testing.assert_close(alone[name][0], together[0], atol=1e-5, rtol=1e-5)
