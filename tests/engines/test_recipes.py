@@ -49,6 +49,10 @@ MORE = {
 }
 
 
+FEW = "data.train={name: arithmetic, numbers: [2], highest: 9, size: 4}"  # every task in every step
+RETURNING = {"repo"}  # methods that do nothing until a task returns
+
+
 def tiny(path: Path, *, project: Path) -> Recipe:
     """A recipe with its method kept and its scale replaced."""
     own = config.load(path, project=ROOT).recipe
@@ -59,6 +63,8 @@ def tiny(path: Path, *, project: Path) -> Recipe:
         words.append("objective.constant=8")
     if own.advantage.kind == "pass_at_k":  # k must be below `group`
         words.append("advantage.k=2")
+    if any(spec.kind in RETURNING for spec in own.explore):
+        words.append(FEW)
     for i, spec in enumerate(own.explore):
         words += [f"explore.{i}.{word}" for word in MORE.get(spec.kind, ())]
     return config.load(path, overrides=words, project=project).recipe.model_copy(update={"deepspeed": {}, "vllm": {}})

@@ -18,16 +18,19 @@ from hypothesis import strategies as st
 from rlvr.advantages.grpo import Config as GrpoConfig
 from rlvr.advantages.grpo import Grpo
 from rlvr.batching import collate
-from rlvr.explore.base import Draw, Update
+from rlvr.explore.base import AddOn, Draw, Update
 from rlvr.explore.exgrpo import Config, Exgrpo, bucket, bucket_weights
 from rlvr.explore.repo import Config as RePOConfig
 from rlvr.explore.repo import RePO, chosen
+from rlvr.loop import train
 from rlvr.objectives.ratio import shaped_ratio
 from rlvr.objectives.view import TokenView
+from rlvr.parts import Loop
 from rlvr.rollout.replay import Entry, ReplayStore, age, replayed, unstorable, unusable, without
 from rlvr.types import F32, Group, Origin, Sampling, Task, Trajectory, Verdict
 from rlvr.update import Streamed, group_metrics
 from tests.unit.conformance import ToyContext, flat
+from tests.unit.test_loop import Recorder, make_loop, recipe
 
 PROMPT = np.arange(3, dtype=np.int32)
 TASKS = [Task(str(i), "?", "!") for i in range(6)]
@@ -327,3 +330,46 @@ def test_repo_loss_is_two_means_each_clipped_to_its_own_behaviour() -> None:
     loss = addon.token_loss(view, 7 * one)
     assert loss.tolist()[0] == pytest.approx([-0.5 * 4 * 2 * math.exp(0.1), -0.5 * 4 * 2 * 1.3], abs=1e-6)
     assert addon.token_loss(replace(view, mark=0 * one), 7 * one).tolist()[0] == pytest.approx([28 / 3] * 2, abs=1e-6)
+
+
+class RunContext(ToyContext):
+    """A toy run that has steps."""
+
+    def at(self, step: int) -> RunContext:
+        return RunContext(step=step, tasks=TASKS)
+
+
+def replaying_loop(steps: int) -> tuple[Loop, Recorder]:
+    """ExGRPO and RePO together on three tasks that return, in a loop without engines."""
+    addons: list[AddOn] = [Exgrpo(Config(start=0.1, keep=3), seed=1), RePO(RePOConfig(k=2), seed=2)]
+    loop, _, recorder = make_loop(recipe(steps=steps, group=6, minibatches=2, keep="all"), addons=addons)
+
+    async def sample(at: Draw) -> Group:
+        g = await flat(replace(at, index=at.index + 10))
+        rows = [replace(t, version=np.where(t.version >= 0, loop.step, -1).astype(np.int32)) for t in g.trajectories]
+        return replace(g, draw=at.index, trajectories=tuple(rows))
+
+    inner = sample
+    for addon in reversed(addons):
+        inner = addon.sampler(inner)
+    loop.sample, loop.context, loop.tasks = inner, RunContext(tasks=TASKS), lambda draw: TASKS[draw % 3]
+    return loop, recorder
+
+
+async def test_a_resumed_run_replays_what_an_uninterrupted_one_does() -> None:
+    whole, recorder = replaying_loop(6)
+    await train(whole)
+    first, before = replaying_loop(3)
+    await train(first)
+    saved = json.loads(json.dumps([addon.state_dict() for addon in first.addons]))
+    second, after = replaying_loop(6)
+    second.step, second.update, second.sync.version = 3, first.update, 3  # type: ignore[attr-defined]
+    second.buffer.load_state_dict(first.buffer.state_dict())
+    for addon, state in zip(second.addons, saved, strict=True):
+        addon.load_state_dict(state)
+    await train(second)
+    assert before.lines + after.lines == recorder.lines
+    assert [a.state_dict() for a in second.addons] == [a.state_dict() for a in whole.addons]
+    metrics = recorder.lines[-1][2]
+    assert metrics["exgrpo/replayed"] == 2 and metrics["repo/replayed"] > 0 and metrics["repo/age"] > 0
+    assert metrics["lag/max"] == 0
