@@ -40,9 +40,10 @@ explore:
   - {{kind: entropy_bonus, coef: 0.01}}
 """
 EASY = '''
-def verify(response: str, answer: str) -> float:
+def verify(response: str, answer: str) -> dict[str, object]:
     """A reward that an untrained model earns now and then: does an even number of digits come back?"""
-    return float(sum(c.isdigit() for c in response) % 2 == 0)
+    digits = sum(c.isdigit() for c in response)
+    return {"score": float(digits % 2 == 0), "parsed": True, "answer_key": str(digits)}
 '''
 
 

@@ -44,6 +44,7 @@ MORE = {
     "kl_cov": ("ratio=0.1",),
     "latr": ("tau_abs=0.01", "tau_rel=1", "tau_ed=0", "steps=[1]"),
     "lp_reg": ("rho=1.0", "kappa=0.3"),
+    "outcome_bonus": ("form=batch",),  # the others need a question to come back
     "siren": ("beta=50",),
     "spo_tree": ("segment=2",),
 }
@@ -92,6 +93,7 @@ async def run(recipe: Recipe, engines: Engines, project: Path) -> list[dict[str,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # some five seconds a recipe, and there are many
 async def test_every_recipe_runs_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = make_project(tmp_path).path
     monkeypatch.chdir(project)
