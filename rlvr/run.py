@@ -17,7 +17,7 @@ from rlvr.engine.protocols import Verifiers
 from rlvr.engines import Engines, start_engines
 from rlvr.explore.base import AddOn, Sample
 from rlvr.loop import sampling_of, train
-from rlvr.methods import build_methods
+from rlvr.methods import EXPLORE, build_methods, method_class
 from rlvr.observer import RunObserver
 from rlvr.parts import Loop
 from rlvr.prompting import Prompter
@@ -138,7 +138,7 @@ async def _run(
             start_engines(
                 recipe,
                 model_path=data.model_path,
-                max_len=data.longest_prompt + recipe.sampling.max_tokens,
+                max_len=longest_prompt(recipe, data, project=project) + recipe.sampling.max_tokens,
                 run=recipe.run,
                 resume=command,
                 project=project,
@@ -155,6 +155,12 @@ async def _run(
         stop.looping = True
         stop.listen()
         return await _loop(loop, observer)
+
+
+def longest_prompt(recipe: Recipe, data: RunData, *, project: Path) -> int:
+    """Tokens of the longest prompt that may be sampled under: an add-on may put hints or critiques into one."""
+    classes = [method_class(EXPLORE, spec.kind, project=project) for spec in recipe.explore]
+    return recipe.prompt.max_tokens if any(cls.lengthens for cls in classes) else data.longest_prompt
 
 
 def build_loop(

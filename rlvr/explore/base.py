@@ -106,6 +106,8 @@ class AddOn:
     barrier: ClassVar[bool] = False
     selects: ClassVar[bool] = False  # takes the policy loss away from single tokens, or weighs them
 
+    lengthens: ClassVar[bool] = False  # samples under prompts longer than the tasks', up to prompt.max_tokens
+
     def __init__(self, config: Any, *, name: str = "", seed: int = 0) -> None:
         self.config = config
         self.name = name or self.kind

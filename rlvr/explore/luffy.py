@@ -16,31 +16,18 @@ Fidelity: exact.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-import torch
 from pydantic import NonNegativeInt, PositiveFloat
 
-from rlvr.errors import ConfigError
-from rlvr.explore.base import AddOn, AddOnConfig, Context, Knobs, Update
+from rlvr.explore.base import AddOnConfig
 from rlvr.objectives.off_policy import shaped_probability
-from rlvr.rollout.guidance import (
-    demonstrations,
-    foreign,
-    order_of,
-    temperature_of,
-    told,
-    with_demonstration,
-    with_rows,
-)
-from rlvr.types import Group, Metrics
+from rlvr.rollout.guidance import Demonstrated
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rlvr.objectives.view import TokenView
-    from rlvr.recipe import Recipe
 
 
 class Config(AddOnConfig):
@@ -50,52 +37,12 @@ class Config(AddOnConfig):
     gamma: PositiveFloat = 0.1
 
 
-class Luffy(AddOn):
+class Luffy(Demonstrated):
     """The last `demos` rows become demonstrations; loss = -A f(pi) on them."""
 
     kind = "luffy"
     Config = Config
-    selects: ClassVar[bool] = True
 
-    def problems(self, recipe: Recipe) -> Sequence[str]:
-        """A group needs a response of the policy."""
-        if self.config.demos < recipe.group:
-            return []
-        return [f"demos: {self.config.demos} leaves no response of the policy in a group of {recipe.group}; lower it"]
-
-    async def prepare(self, ctx: Context) -> None:
-        """Raises ConfigError where no task has a demonstration that fits."""
-        if self.config.demos and not with_demonstration(ctx.tasks, ctx):
-            raise ConfigError(
-                f"explore: {self.name} learns from demonstrations, and no training task has one of at most "
-                f"sampling.max_tokens={ctx.sampling.max_tokens} tokens. Choose a dataset with demonstrations."
-            )
-
-    async def guide(self, group: Group, ctx: Context) -> Group:
-        """The group with its last rows replaced."""
-        if not self.config.demos:
-            return group
-        found = await demonstrations(group.task, ctx, source=self.name, temperature=temperature_of(group))
-        order = order_of(group, len(found.rows), seed=ctx.seed, purpose=self.name)[: self.config.demos]
-        rows = {len(group) - 1 - i: found.rows[pick] for i, pick in enumerate(order)}
-        notes = {f"{self.name}/demos": float(len(rows)), f"{self.name}/without": float(not rows)}
-        return with_rows(group, rows, notes | found.noted(self.name))
-
-    def knobs(self, update: Update) -> Knobs | None:
-        """Marks are 1 at the demonstrations' tokens; `active` counts them."""
-        if not self.config.demos:
-            return None
-        marks = foreign(update.rows, self.name)
-        return Knobs(marks=marks, metrics={"active": float(sum(mark.sum() for mark in marks))})
-
-    def token_loss(self, view: TokenView, loss: Tensor) -> Tensor:
-        """-A f(pi) at marked tokens."""
-        if view.mark is None:
-            return loss
-        return torch.where(
-            view.mark > 0, -view.advantages * shaped_probability(view.logp, gamma=self.config.gamma), loss
-        )
-
-    def observe(self, groups: Sequence[Group], metrics: Metrics) -> Metrics:
-        """`demos` put in, groups `without` one, and how many were `dropped_` for which reason."""
-        return told(groups, self.name) if self.config.demos else {}
+    def demo_loss(self, view: TokenView) -> Tensor:
+        """-A f(pi), [B,T]."""
+        return -view.advantages * shaped_probability(view.logp, gamma=self.config.gamma)

@@ -7,16 +7,26 @@ is the name of the add-on, and by it `foreign` finds the tokens again among the 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import torch
 
-from rlvr.errors import DataError
-from rlvr.explore.base import Context
+from rlvr.errors import ConfigError, DataError
+from rlvr.explore.base import AddOn, Context, Knobs, Update
+from rlvr.rollout.groups import trajectory
 from rlvr.seeds import stable_seed
-from rlvr.types import F32, I32, Group, Metrics, Origin, Row, Task, Trajectory, Verdict
+from rlvr.types import F32, I32, Group, Metrics, Origin, Request, Row, Task, Trajectory, Verdict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rlvr.objectives.view import TokenView
+    from rlvr.recipe import Recipe
 
 UNUSABLE = "unusable"  # no tokens, or an end token before the end
 TOO_LONG = "too_long"
@@ -120,9 +130,142 @@ def told(groups: Sequence[Group], name: str) -> Metrics:
     return {key: float(value) for key, value in sorted(total.items())}
 
 
-def with_demonstration(tasks: Sequence[Task], ctx: Context) -> bool:
-    """Whether any task has a demonstration that fits the response limit."""
-    for task in tasks:
+async def resampled(group: Group, prompted: Sequence[Task], ctx: Context, *, name: str, stage: int) -> list[Trajectory]:
+    """One response under the prompt of each of `prompted`, judged as answers to the group's own task.
+
+    Each is trained under the prompt it was generated under, with its behaviour log-probs known. Temperature and limits
+    are the group's; seeds derive from (seed, name, draw, stage, place). Raises DataError for a prompt beyond the limit.
+    """
+    temperature = temperature_of(group)
+    prompts = [ctx.encode(task) for task in prompted]
+    requests = [
+        Request(
+            key=f"{group.draw}/{name}/{stage}/{i}",
+            tokens=prompt,
+            sampling=replace(
+                ctx.sampling, temperature=temperature, seed=stable_seed(ctx.seed, name, group.draw, stage, i)
+            ),
+        )
+        for i, prompt in enumerate(prompts)
+    ]
+    completions = await ctx.generate(requests)
+    texts = [ctx.decode(c.tokens) for c in completions]
+    verdicts = await ctx.verify(group.task, texts)
+    return [
+        trajectory(prompt, c, text, verdict, temperature=temperature, source=name)
+        for prompt, c, text, verdict in zip(prompts, completions, texts, verdicts, strict=True)
+    ]
+
+
+def trained_under(t: Trajectory, prompt: I32) -> Trajectory:
+    """A sampled row under another prompt: its behaviour log-probs become unknown, `generated_under` keeps the first."""
+    n = int((t.origin == Origin.PROMPT).sum())
+
+    def swapped(values: Any, first: Any) -> Any:
+        return np.concatenate([np.full(len(prompt), first), values[n:]]).astype(values.dtype)
+
+    return replace(
+        t,
+        tokens=np.concatenate([prompt, t.tokens[n:]]).astype(np.int32),
+        origin=swapped(t.origin, Origin.PROMPT),
+        weight=swapped(t.weight, 0.0),
+        logprobs=swapped(np.full_like(t.logprobs, np.nan), 0.0),
+        version=swapped(t.version, -1),
+        temperature=swapped(t.temperature, t.temperature[0]),
+        generated_under=t.tokens[:n],
+    )
+
+
+def filled(template: str, values: Mapping[str, str]) -> str:
+    """The template with every `{name}` of `values` put in, at once; other braces stay as they are."""
+    names = "|".join(map(re.escape, values))
+    return re.sub(rf"\{{({names})\}}", lambda found: values[found[1]], template)
+
+
+def all_wrong(group: Group) -> bool:
+    """Whether no response is right, and at least one is wrong (not in error)."""
+    return bool(group.valid.any()) and not bool(group.correct.any())
+
+
+def with_last_user(task: Task, content: str) -> Task:
+    """The task with another text in its last user turn (or as its plain prompt)."""
+    if isinstance(task.prompt, str):
+        return replace(task, prompt=content)
+    last = max(i for i, m in enumerate(task.prompt) if m["role"] == "user")
+    messages = tuple({**m, "content": content} if i == last else m for i, m in enumerate(task.prompt))
+    return replace(task, prompt=messages)
+
+
+def last_user(task: Task) -> str:
+    """The text of its last user turn (or its plain prompt)."""
+    if isinstance(task.prompt, str):
+        return task.prompt
+    return next(m["content"] for m in reversed(task.prompt) if m["role"] == "user")
+
+
+class Demonstrated(AddOn):
+    """Base of methods that put demonstrations into groups; a subclass says which, where, and what weighs their tokens.
+
+    Their Config has `demos`, the most of them in a group; 0 turns the method off.
+    """
+
+    selects: ClassVar[bool] = True
+
+    def placed(self, group: Group, found: Demonstrations, seed: int) -> dict[int, Trajectory]:
+        """Which demonstration takes which place: random ones, the last places."""
+        count = min(self.config.demos, len(group) - 1)  # a sampler may have made fewer rows
+        order = order_of(group, len(found.rows), seed=seed, purpose=self.name)[:count]
+        return {len(group) - 1 - i: found.rows[pick] for i, pick in enumerate(order)}
+
+    def wanted(self, group: Group) -> bool:
+        """Whether the group gets any."""
+        return True
+
+    def demo_loss(self, view: TokenView) -> Tensor:
+        """Losses [B,T]; used at the demonstrations' tokens."""
+        raise NotImplementedError
+
+    def problems(self, recipe: Recipe) -> Sequence[str]:
+        """A group needs a response of the policy."""
+        if self.config.demos < recipe.group:
+            return []
+        return [f"demos: {self.config.demos} leaves no response of the policy in a group of {recipe.group}; lower it"]
+
+    async def prepare(self, ctx: Context) -> None:
+        """Raises ConfigError where no task has a demonstration that fits."""
+        if self.config.demos and not _any_fits(ctx):
+            raise ConfigError(
+                f"explore: {self.name} learns from demonstrations, and no training task has one of at most "
+                f"sampling.max_tokens={ctx.sampling.max_tokens} tokens. Choose a dataset with demonstrations."
+            )
+
+    async def guide(self, group: Group, ctx: Context) -> Group:
+        """The group with some rows replaced by demonstrations."""
+        if not self.config.demos or not self.wanted(group):
+            return group
+        found = await demonstrations(group.task, ctx, source=self.name, temperature=temperature_of(group))
+        rows = self.placed(group, found, ctx.seed)
+        notes = {f"{self.name}/demos": float(len(rows)), f"{self.name}/without": float(not rows)}
+        return with_rows(group, rows, notes | found.noted(self.name))
+
+    def knobs(self, update: Update) -> Knobs | None:
+        """Marks are 1 at the demonstrations' tokens; `active` counts them."""
+        if not self.config.demos:
+            return None
+        marks = foreign(update.rows, self.name)
+        return Knobs(marks=marks, metrics={"active": float(sum(mark.sum() for mark in marks))})
+
+    def token_loss(self, view: TokenView, loss: Tensor) -> Tensor:
+        """`demo_loss` at marked tokens."""
+        return loss if view.mark is None else torch.where(view.mark > 0, self.demo_loss(view), loss)
+
+    def observe(self, groups: Sequence[Group], metrics: Metrics) -> Metrics:
+        """`demos` put in, groups `without` one, and how many were `dropped_` for which reason."""
+        return told(groups, self.name) if self.config.demos else {}
+
+
+def _any_fits(ctx: Context) -> bool:
+    for task in ctx.tasks:
         for text in task.demos:
             try:
                 if len(ctx.encode_response(text)) <= ctx.sampling.max_tokens:
