@@ -1,6 +1,6 @@
 """Critique-GRPO (2506.03106): a refined answer takes a place in the group, trained under the question alone.
 
-    y'_i ~ pi(. | question, y_i, critique of y_i)   for each of the G responses
+    y'_i ~ pi(. | question, y_i, critique of y_i)   for each response of the policy
     y' = the first y'_i that is right; it replaces the last wrong row
     l_t = -A f(pi(y'_t | question, y'_<t)),   f(p) = p / (p + gamma)      A: the recipe's, over the group [B,T]
 
@@ -79,10 +79,11 @@ class CritiqueGRPO(AddOn):
 
     async def guide(self, group: Group, ctx: Context) -> Group:
         """The group with one wrong row replaced, where a refinement is right."""
-        wrong = np.flatnonzero(group.valid & ~group.correct)
+        own = np.array([t.source == "policy" for t in group.trajectories])  # what others put in stays
+        wrong = np.flatnonzero(own & group.valid & ~group.correct)
         if not self.config.refine or not len(wrong):
             return group
-        asked = [i for i, ok in enumerate(group.valid) if ok]
+        asked = np.flatnonzero(own & group.valid).tolist()
         prompts = [self.refining(group.task, group.trajectories[i]) for i in asked]
         try:
             refined = await resampled(group, prompts, ctx, name=self.name, stage=0)

@@ -212,10 +212,10 @@ class Demonstrated(AddOn):
     selects: ClassVar[bool] = True
 
     def placed(self, group: Group, found: Demonstrations, seed: int) -> dict[int, Trajectory]:
-        """Which demonstration takes which place: random ones, the last places."""
-        count = min(self.config.demos, len(group) - 1)  # a sampler may have made fewer rows
-        order = order_of(group, len(found.rows), seed=seed, purpose=self.name)[:count]
-        return {len(group) - 1 - i: found.rows[pick] for i, pick in enumerate(order)}
+        """Which demonstration takes which place: random ones, the last places of the policy's own rows but one."""
+        own = [i for i, t in enumerate(group.trajectories) if t.source == "policy"]
+        order = order_of(group, len(found.rows), seed=seed, purpose=self.name)[: self.config.demos]
+        return {place: found.rows[pick] for place, pick in zip(reversed(own[1:]), order, strict=False)}
 
     def wanted(self, group: Group) -> bool:
         """Whether the group gets any."""

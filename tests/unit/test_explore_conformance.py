@@ -66,6 +66,8 @@ STATES: dict[str, dict] = {
     "repo": {"store": replayable()},
     "siren": {"anchor": 1.0},
 }
+STATES: dict[str, dict] = {"effective_rank": {"means": [1.5, -0.5, 0.0]}, "siren": {"anchor": 1.0}}
+RESCUES = {"ampo", "ghpo"}  # nothing is left to do where another method put a right answer into a failed group
 KINDS = EXPLORE.kinds
 WORKING = [(kind, EXAMPLES[kind][1]) for kind in KINDS if kind in EXAMPLES]
 ALL = [spec for spec in WORKING if spec[0] not in TREES - {"treerl"}]  # a recipe may have one tree
@@ -156,7 +158,7 @@ PAIRS = [pair for pair in PAIRS if not {kind for kind, _ in pair} <= TREES]
 def test_every_pair_stacks(pair: tuple) -> None:
     out = learn(later(*pair))
     assert out.grad.isfinite().all()
-    assert all(out.active(kind) > 0 for kind, _ in pair)
+    assert all(out.active(kind) > 0 for kind, _ in pair if kind not in RESCUES)
 
 
 @pytest.mark.parametrize("kind", KINDS)
