@@ -22,7 +22,7 @@ from rlvr.verify.pool import VerifierPool
 from rlvr.verify.specs import verifier_specs
 
 Row = tuple[Task, str]
-HANG: Row = (
+HANG: Row = (Task(id="hang", prompt="?", answer=r"2\sqrt2"), r"\boxed{(x+y+z+w)^{80}}")  # sympy multiplies it out
     Task(id="hang", prompt="?", answer=r"2\sqrt2"),
     r"\boxed{10^{10^{10}}}",
 )  # some 10^10 digits to be worked out
@@ -171,7 +171,7 @@ def hostile(n: int, *, seed: int) -> list[Row]:
         (Task(id=str(i), prompt="?", answer=rng.choice(golds)), rf"\boxed{{{rng.choice(makers)()}}}") for i in range(n)
     ]
     for i in range(0, n, 200):  # towers of powers, and a megabyte of text
-        rows[i] = (rows[i][0], rf"\boxed{{{rng.choice(['9^{9^{9^9}}', '(x+1)^{99999}', '10^{10^{10}}', '99999!!'])}}}")
+        rows[i] = (rows[i][0], rf"\boxed{{{rng.choice(['9^{9^{9^9}}', '(x+y+z+w)^{80}', '10^{10^{10}}', r'\sin^{99}(x)\cos^{99}(x)'])}}}")
         rows[i + 1] = (rows[i][0], rng.choice(["x", "{", r"\boxed{", "\\frac", "answer is ", "$"]) * 200_000)
     return rows
 
@@ -205,7 +205,7 @@ async def attack() -> None:
             print(
                 f"hostile: {start + 1000}: {processes} processes, {held >> 20} MiB, {time.perf_counter() - begin:.0f} s"
             )
-        print(f"hostile: {counts}, {verifiers.stats()}")
+        print(f"hostile: {counts}, {verifiers.stats()}", flush=True)
     await asyncio.sleep(0.5)
     print(f"hostile: after close {family()[0]} processes, {time.perf_counter() - begin:.0f} s in all")
 

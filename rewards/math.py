@@ -23,7 +23,7 @@ from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse
 from math_verify import verify as compare
 
-VERSION = f"math-2 math-verify-{version('math-verify')}"
+VERSION = f"math-3 math-verify-{version('math-verify')}"
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limits are off
 
 LATEX = LatexExtractionConfig(
@@ -59,6 +59,8 @@ NAMES = (  # subscripts that math-verify does not read, and E, which it takes fo
     (re.compile(r"_\s*\{\s*\\(odot|max|min)\s*\}|_\s*\\(odot|max|min)(?![a-zA-Z])"), r"_{\1\2}"),
     (re.compile(r"(?<![a-zA-Z\\])E(?=\s*_)"), r"\\Xi"),
 )
+DEEPEST = {"([": 8, "{": 12}  # nesting; real answers have 2 and 3, and the parser's time doubles with a few more
+HUGE = re.compile(r"\^\s*\{?\s*\d+\s*\^\s*\{?\s*\d|\^\s*\{?\s*\d{7}|[)\]}]\s*\^\s*\{?\s*\d{3}|!\s*!|\d{6}\s*!")
 UNDONE = re.compile(r"\\(?:i*int|oint|sum|prod|lim|limsup|liminf|binom|dbinom|frac\s*\{d\})(?![a-zA-Z])")
 
 
@@ -241,6 +243,8 @@ def differs(gold: Answer, given: Answer, *, problem: str) -> str:
         return "a ratio or a time of day"  # math-verify divides
     elif UNDONE.search(given.body) and not UNDONE.search(gold.body):
         return "not evaluated"
+    elif too_hard(given.body):
+        return "nested too deep, or too large to be worked out"
     elif not compare(formula(gold.body), formula(given.body), timeout_seconds=None, raise_on_error=True):
         return "not equal"
     return "copied from the problem" if _copied(gold, given, problem) else ""
@@ -266,10 +270,25 @@ def _copied(gold: Answer, given: Answer, problem: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def formula(body: str) -> list[Any]:
-    """What math-verify reads in it; empty where it can read nothing."""
+    """What math-verify reads in it; empty where it can read nothing, or would not come to an end."""
+    if too_hard(body):
+        return []
     for pattern, instead in NAMES:
         body = pattern.sub(instead, body)
     return parse(f"${body}$", [LATEX], "no_fallback", "first_match", parsing_timeout=None)  # type: ignore[arg-type]
+
+
+def too_hard(body: str) -> bool:
+    """Whether working it out would cost minutes: towers of powers, (...)^{1000}, or brackets upon brackets."""
+    if HUGE.search(body):
+        return True
+    for (opening, most), closing in zip(DEEPEST.items(), (")]", "}"), strict=True):
+        depth = 0
+        for char in body:
+            depth += (char in opening) - (char in closing)
+            if depth > most:
+                return True
+    return False
 
 
 def answer_key(answer: Answer) -> str:

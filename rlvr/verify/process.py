@@ -126,6 +126,11 @@ class Child:
                 raise Gone(self._process.wait(END_SECONDS))
             raise Late
 
+    def running(self) -> bool:
+        """Whether the child, or anything that it started, is on a CPU or waits for one."""
+        family = set(self._family())
+        return any(state == "R" for pid, (_, _, state) in _processes() if pid in family)
+
     def kill(self) -> None:
         """Kill the child alone, from any thread; whoever reads from it gets Gone and calls `end`."""
         self._process.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -108,6 +109,35 @@ def test_several_boxes_are_told(math: ModuleType) -> None:
 @pytest.mark.parametrize("gold", ["", "  ", "$$", r"\frac{", "?!"])
 def test_unusable_gold(math: ModuleType, gold: str) -> None:
     assert math.check_answer(gold, None)
+
+
+HARD = ["(" * 40 + "1+x" + ")" * 40, r"\sqrt{" * 40 + "2" + "}" * 40, "10^{10^{10}}", "9^{9^{9^9}}", "(x+1)^{99999}"]
+HARD += ["(" * 1000, "x" * 3000, "9" * 1999, r"\frac{" * 300, "99999!!", r"\frac{1}{10^{10^8}}"]
+
+
+@pytest.mark.parametrize("answer", HARD)
+@pytest.mark.parametrize("gold", ["x+1", "7", "(1,2)", r"2\sqrt2"])
+def test_what_would_never_come_to_an_end_is_wrong_at_once(math: ModuleType, gold: str, answer: str) -> None:
+    started = time.process_time()
+    verdict = boxed(math, gold, answer)
+    assert verdict["score"] == 0 and time.process_time() - started < 1
+    assert verdict.get("answer_key") != boxed(math, gold, gold)["answer_key"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "2^{1009}",
+        "x^{2^{k}}",
+        "x^2+y^2+z^2",
+        "e^{x^2+y^2}",
+        "(((1+x)))",
+        r"\sqrt{2+\sqrt{2+\sqrt{2+\sqrt{3}}}}",
+        "(x+1)^{10}",
+    ],
+)
+def test_what_looks_hard_and_is_not(math: ModuleType, answer: str) -> None:
+    assert boxed(math, answer, answer)["score"] == 1 and math.check_answer(answer, None) is None
 
 
 def test_works_off_the_main_thread(math: ModuleType) -> None:

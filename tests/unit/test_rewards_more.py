@@ -131,7 +131,7 @@ async def test_all_adds_up_and_the_heaviest_part_decides() -> None:
     assert [v.score for v in verdicts] == pytest.approx([1.1, 1.0, 0.1])
     assert [v.correct for v in verdicts] == [True, True, False]
     assert [v.answer_key for v in verdicts] == ["5", "5", "6"]
-    assert verdicts[0].version.startswith("all-1(1 math math-2") and "0.1 format format-1" in verdicts[0].version
+    assert verdicts[0].version.startswith("all-1(1 math math-3") and "0.1 format format-1" in verdicts[0].version
 
 
 async def test_a_gate_pays_nothing_and_keeps_the_answer() -> None:

@@ -170,6 +170,13 @@ async def test_wall_limit_is_infrastructure_after_one_retry(hasty: VerifierPool)
     assert (stats["retries"], stats["restarts"], stats["errors/infrastructure"]) == (1, 2, 1)
 
 
+async def test_a_child_that_works_is_waited_for_beyond_the_wall_limit(hasty: VerifierPool) -> None:
+    """On a machine with much else to do, CPU seconds come late: only what sleeps is lost."""
+    before = hasty.stats()["restarts"]
+    verdict = await one(hasty, "burn 2.5")
+    assert verdict.correct and hasty.stats()["restarts"] == before
+
+
 async def test_retry_in_a_fresh_child_can_succeed(hasty: VerifierPool, tmp_path: Path) -> None:
     verdict = await one(hasty, f"sleep_once {tmp_path / 'seen'}")
     assert verdict.correct and hasty.stats()["retries"] == 1
