@@ -23,9 +23,7 @@ from rlvr.verify.specs import verifier_specs
 
 Row = tuple[Task, str]
 HANG: Row = (Task(id="hang", prompt="?", answer=r"2\sqrt2"), r"\boxed{(x+y+z+w)^{80}}")  # sympy multiplies it out
-    Task(id="hang", prompt="?", answer=r"2\sqrt2"),
-    r"\boxed{10^{10^{10}}}",
-)  # some 10^10 digits to be worked out
+ENDLESS = ["9^{9^{9^9}}", "(x+y+z+w)^{80}", "10^{10^{10}}", r"\sin^{99}(x)\cos^{99}(x)"]
 
 
 def solutions() -> list[tuple[Row, bool]]:
@@ -171,7 +169,7 @@ def hostile(n: int, *, seed: int) -> list[Row]:
         (Task(id=str(i), prompt="?", answer=rng.choice(golds)), rf"\boxed{{{rng.choice(makers)()}}}") for i in range(n)
     ]
     for i in range(0, n, 200):  # towers of powers, and a megabyte of text
-        rows[i] = (rows[i][0], rf"\boxed{{{rng.choice(['9^{9^{9^9}}', '(x+y+z+w)^{80}', '10^{10^{10}}', r'\sin^{99}(x)\cos^{99}(x)'])}}}")
+        rows[i] = (rows[i][0], rf"\boxed{{{rng.choice(ENDLESS)}}}")
         rows[i + 1] = (rows[i][0], rng.choice(["x", "{", r"\boxed{", "\\frac", "answer is ", "$"]) * 200_000)
     return rows
 
