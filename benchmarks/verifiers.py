@@ -108,7 +108,6 @@ async def hang() -> None:
         base, cost = sorted(without)[2], sorted(with_one)[2]
         percent = 100 * (cost / base - 1)
         print(f"hang: 5,000 in {base:.3f} s; with one that hangs the others in {cost:.3f} s ({percent:+.0f} %)")
-        print(f"hang: at the asked-for 600/s (8.3 s) that is {100 * (cost - base) / (5000 / 600):+.1f} %")
         many = [HANG if i % 50 == 25 else row for i, row in enumerate(rows[:1000])]
         verdicts, waits, ends = await score(verifiers, many, at_once=64)
         others = sorted(wait for row, wait in zip(many, waits, strict=True) if row is not HANG)
