@@ -33,6 +33,7 @@ HOOKS = (
         "advantage",
         "updates",
         "knobs",
+        "token_advantage",
         "token_loss",
         "loss",
         "weights",
@@ -122,9 +123,9 @@ def _default(field: Any) -> Any:
 
 
 def _recipes(kind: str) -> list[str]:
-    """Shipped recipes that name the kind: its own first, then the shortest."""
+    """Shipped recipes that name the kind: its own first, then what others extend, then the shortest."""
     found = [name for name, named in _named_kinds() if kind in named]
-    return sorted(found, key=lambda name: not Path(name).name.startswith(kind))
+    return sorted(found, key=lambda name: (not Path(name).name.startswith(f"{kind}_"), "/" in name))
 
 
 @cache

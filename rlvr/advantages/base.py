@@ -6,16 +6,13 @@ What estimators share stands here too: which rows count, and how one number a re
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from rlvr.explore.base import AddOn
 from rlvr.types import F32, Group, Metrics
-
-if TYPE_CHECKING:
-    from rlvr.recipe import Recipe
 
 F64 = npt.NDArray[np.float64]
 
@@ -55,12 +52,6 @@ class Estimator(AddOn):
         moved = [a[weight != 0] for a, weight in pairs if a.any()]
         size = {"abs_mean": float(np.abs(np.concatenate(moved)).mean())} if moved else {}
         return {"active": float(len(moved))} | size
-
-    def problems(self, recipe: Recipe) -> Sequence[str]:
-        """A group that is too small, unless an add-on may let it grow."""
-        if recipe.group >= self.fewest or recipe.explore:
-            return []
-        return [f"{self.kind!r} compares the responses of a group: it needs group >= {self.fewest}, got {recipe.group}"]
 
 
 def shaped(group: Group) -> F64:

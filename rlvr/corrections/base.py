@@ -24,6 +24,7 @@ class Correction:
 
     kind: ClassVar[str] = ""
     Config: ClassVar[type[AddOnConfig]] = AddOnConfig
+    weighs: ClassVar[bool] = True  # by rho; a mask of 0 and 1 leaves the distribution of what it keeps as it was
 
     def __init__(self, config: Any) -> None:
         self.config = config

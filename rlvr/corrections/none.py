@@ -6,7 +6,7 @@ or needs none (a regression). Fidelity: exact.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from rlvr.corrections.base import Correction
 from rlvr.explore.base import AddOnConfig
@@ -26,6 +26,7 @@ class NoCorrection(Correction):
 
     kind = "none"
     Config = Config
+    weighs: ClassVar[bool] = False
 
     def weights(self, view: TokenView) -> tuple[Tensor, dict[str, Tensor]]:
         """Ones."""

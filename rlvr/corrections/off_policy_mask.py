@@ -10,7 +10,7 @@ suggestion. A_i is the mean over the row's tokens. Masked tokens stay in the den
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import PositiveFloat
 
@@ -34,6 +34,7 @@ class OffPolicyMask(Correction):
 
     kind = "off_policy_mask"
     Config = Config
+    weighs: ClassVar[bool] = False
 
     def weights(self, view: TokenView) -> tuple[Tensor, dict[str, Tensor]]:
         """See the module."""

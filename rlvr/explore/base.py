@@ -105,6 +105,8 @@ class AddOn:
     token_reads: frozenset[str] = frozenset()
     barrier: ClassVar[bool] = False
     selects: ClassVar[bool] = False  # takes the policy loss away from single tokens, or weighs them
+    reweighs: ClassVar[bool] = False  # does so by the token's own loss or advantage, and adds no term of its own
+    wants_updates: ClassVar[bool] = False  # has no gradient of its own where the policy is still the old one
 
     lengthens: ClassVar[bool] = False  # samples under prompts longer than the tasks', up to prompt.max_tokens
 

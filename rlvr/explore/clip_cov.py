@@ -54,6 +54,7 @@ class ClipCov(AddOn):
     needs: ClassVar[frozenset[str]] = frozenset({"old_logp"})
     measures: ClassVar[frozenset[str]] = frozenset({"logp"})
     selects: ClassVar[bool] = True
+    reweighs: ClassVar[bool] = True
 
     def knobs(self, update: Update) -> Knobs | None:
         """Marks are 1 at the picked tokens; `active` counts them, `candidates` those they were picked from."""

@@ -13,7 +13,7 @@ weights at the start of the step; ranks are computed in float64. The first step 
 Differs from the released code (hf618/VERL), which with its documented flags computes no auxiliary term at all, so that
 its shaping does nothing; where it does, it changes the last token's advantage only. Its calculator looks at the last
 512 tokens by default; here the whole response counts. It costs an eigendecomposition of a Gram matrix of
-min(t, d) squared, every `stride` tokens of every response. Fidelity: exact.
+min(t, d) squared, every `stride` tokens of every response. Fidelity: close.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ class EntropyAdvantage(AddOn):
     Config = Config
     token_reads: ClassVar[frozenset[str]] = frozenset({"entropy"})
     selects: ClassVar[bool] = True
+    reweighs: ClassVar[bool] = True
 
     def knobs(self, update: Update) -> Knobs:
         """`active`: tokens with an advantage to shape."""

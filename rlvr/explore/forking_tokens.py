@@ -42,6 +42,7 @@ class ForkingTokens(AddOn):
     Config = Config
     measures: ClassVar[frozenset[str]] = frozenset({"entropy"})
     selects: ClassVar[bool] = True
+    reweighs: ClassVar[bool] = True
 
     def knobs(self, update: Update) -> Knobs | None:
         """Marks are 1 on K; `active` counts it, `entropy_min` is the lowest entropy in it."""

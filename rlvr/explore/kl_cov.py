@@ -46,6 +46,7 @@ class KlCov(AddOn):
     needs: ClassVar[frozenset[str]] = frozenset({"old_logp"})
     measures: ClassVar[frozenset[str]] = frozenset({"logp"})
     selects: ClassVar[bool] = True
+    wants_updates: ClassVar[bool] = True
 
     def knobs(self, update: Update) -> Knobs | None:
         """Marks are 1 at the picked tokens; `active` counts them."""

@@ -17,7 +17,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -26,6 +26,9 @@ from rlvr.explore.base import AddOnConfig, Context, Update
 from rlvr.seeds import stable_seed
 from rlvr.surrogates.group import Coefficients, GroupSurrogate, members, sequence_scores
 from rlvr.types import Metrics, Request, Task
+
+if TYPE_CHECKING:
+    from rlvr.recipe import Recipe
 
 AT_ONCE = 256  # tasks in flight while V* is estimated
 
@@ -83,6 +86,15 @@ class AStarPo(GroupSurrogate):
                 without += 1
         slope = 2.0 * self.config.beta2 * residual
         return Coefficients(slope, residual**2, {"rows_without_value": float(without)})
+
+    def problems(self, recipe: Recipe) -> Sequence[str]:
+        """Rewards that V* does not know, and a reference that leaves the one V* was estimated with."""
+        shaped = recipe.overlong.kind == "shape" or (recipe.kl.coef > 0 and recipe.kl.where == "reward")
+        moves = recipe.reference.update != "never"
+        why = "compares rewards with values that were estimated once, from the raw scores of the first reference"
+        drop = ["`overlong: shape` and the KL in the reward"] * shaped + ["`reference.update`"] * moves
+        more = [f"'a_star_po' {why}: drop {' and '.join(drop)}"] if drop else []
+        return [*super().problems(recipe), *more]
 
     def observe(self, groups: Sequence[Any], metrics: Metrics) -> Metrics:
         """How many tasks have a V*, and its mean."""

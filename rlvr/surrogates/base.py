@@ -33,11 +33,17 @@ class Surrogate(AddOn):
     group_objective: ClassVar[bool] = False  # over whole groups and rewards: advantages and selections mean nothing
     off_policy: ClassVar[bool] = False  # its loss accounts for samples of older weights by itself
     no_correction: ClassVar[str] = ""  # why `objective.correction` must not be applied to it
+    fewest: ClassVar[int] = 1  # the size of the smallest group that it can work with
 
     @property
     def bounds(self) -> tuple[float, float]:
         """(low, high) of a clip of the token's ratio, for methods that spare clipped tokens; infinite: no clip."""
         return inf, inf
+
+    @property
+    def per_response(self) -> bool:
+        """Whether its ratio is one number a response: the loss at any token has the gradient of all of them."""
+        return False
 
     def loss(self, view: TokenView) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses [B,T] to be minimised (weight and scale not applied), and detached metrics [B,T] by name.

@@ -11,7 +11,7 @@ is the bound of 5 that ScaleRL (2510.13786) found for it. Fidelity: close.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, NonNegativeFloat
 
@@ -36,6 +36,7 @@ class Cispo(Surrogate):
 
     kind = "cispo"
     Config = Config
+    wants_updates: ClassVar[bool] = True
 
     def loss(self, view: TokenView) -> tuple[Tensor, dict[str, Tensor]]:
         """See the module; the metrics mark clipped weights."""

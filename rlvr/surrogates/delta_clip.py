@@ -10,7 +10,7 @@ bounds tokens with A > 0. Reduction: the mean over all tokens. Fidelity: exact.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
@@ -36,6 +36,7 @@ class DeltaClip(Surrogate):
 
     kind = "delta_clip"
     Config = Config
+    wants_updates: ClassVar[bool] = True
 
     @property
     def bounds(self) -> tuple[float, float]:

@@ -37,6 +37,12 @@ class Gmpo(Surrogate):
     kind = "gmpo"
     Config = Config
     reduction: ClassVar[Reduction] = "sequence"
+    wants_updates: ClassVar[bool] = True
+
+    @property
+    def per_response(self) -> bool:
+        """Always."""
+        return True
 
     def loss(self, view: TokenView) -> tuple[Tensor, dict[str, Tensor]]:
         """See the module; `clip_high` and `clip_low` mark tokens whose log-ratio is held."""

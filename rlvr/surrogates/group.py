@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rlvr.objectives.view import TokenView
-    from rlvr.recipe import Recipe
 
 F64 = npt.NDArray[np.float64]
 
@@ -62,14 +61,6 @@ class GroupSurrogate(Surrogate):
         if view.mark is None:
             raise ValueError(f"objective {self.kind!r} has no coefficients for this update: `knobs` comes first")
         return view.mark * view.logp, {}
-
-    def problems(self, recipe: Recipe) -> Sequence[str]:
-        """Also a group that is too small."""
-        found = list(super().problems(recipe))
-        if recipe.group < self.fewest and not recipe.explore:
-            given = f"it needs group >= {self.fewest}, got {recipe.group}"
-            found.append(f"{self.kind!r} compares the responses of a group: {given}")
-        return found
 
 
 def sequence_scores(update: Update, minus: str) -> F64:

@@ -40,6 +40,12 @@ class Gspo(Surrogate):
     kind = "gspo"
     Config = Config
     reduction: ClassVar[Reduction] = "sequence"
+    wants_updates: ClassVar[bool] = True
+
+    @property
+    def per_response(self) -> bool:
+        """Not in the token form."""
+        return not self.config.token
 
     def loss(self, view: TokenView) -> tuple[Tensor, dict[str, Tensor]]:
         """See the module; the metrics count the tokens of clipped responses."""

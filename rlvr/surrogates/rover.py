@@ -13,6 +13,7 @@ optional clip of log-ratios and its factor on the second term (1 in its scripts)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import PositiveFloat
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rlvr.objectives.view import TokenView
+    from rlvr.recipe import Recipe
 
 
 class Config(AddOnConfig):
@@ -39,6 +41,14 @@ class Rover(Surrogate):
     Config = Config
     needs: ClassVar[frozenset[str]] = frozenset({"old_logp", "old_mean_logp"})
     token_reads: ClassVar[frozenset[str]] = frozenset({"mean_logp"})
+
+    def problems(self, recipe: Recipe) -> Sequence[str]:
+        """Selections that say "no loss here" with an advantage of 0, or weigh the loss by weighing the advantage."""
+        found = list(super().problems(recipe))
+        if odd := [spec.kind for spec in recipe.explore if spec.kind in ("forking_tokens", "egsw")]:
+            why = "an advantage of 0 is a target of 0, and no token without loss"
+            found.append(f"'rover' regresses on the advantage: {why}; leave out {', '.join(odd)}")
+        return found
 
     def loss(self, view: TokenView) -> tuple[Tensor, dict[str, Tensor]]:
         """See the module; `next_value` is the second term of the target."""

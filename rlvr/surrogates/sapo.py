@@ -37,6 +37,7 @@ class Sapo(Surrogate):
     kind = "sapo"
     Config = Config
     reduction: ClassVar[Reduction] = "sequence"
+    wants_updates: ClassVar[bool] = True
 
     def loss(self, view: TokenView) -> tuple[Tensor, dict[str, Tensor]]:
         """See the module; `gate` is df/dr, the share of the gradient that is left."""

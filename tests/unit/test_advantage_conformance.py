@@ -17,6 +17,7 @@ import torch
 from rlvr.methods import ADVANTAGE, method_class
 from rlvr.recipe import Recipe
 from tests.unit.conformance import GROUP, TASKS, Base, Outcome, learn, make
+from tests.unit.test_check import told
 
 # kind -> options that make it do all that it can on the toy's groups of 6
 EXAMPLES: dict[str, dict[str, Any]] = {
@@ -123,10 +124,11 @@ def problems(kind: str, options: dict[str, Any], **changes: Any) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_group_of_one_is_refused_where_rows_are_compared(kind: str) -> None:
-    options = {"k": 1} if kind == "pass_at_k" else {}
-    assert ("needs group >= 2, got 1" in problems(kind, options, group=1)) == (kind not in WITHOUT_GROUP)
-    assert not problems(kind, options, group=2)
+def test_a_group_of_one_is_refused_where_rows_are_compared(kind: str, tmp_path: Path) -> None:
+    estimator = {"kind": kind, **({"k": 1} if kind == "pass_at_k" else {})}
+    refused = "needs group >= 2, got 1" in " ".join(told(tmp_path, advantage=estimator, group=1, keep="all"))
+    assert refused == (kind not in WITHOUT_GROUP)
+    assert not told(tmp_path, advantage=estimator, group=2)
 
 
 def test_pass_at_k_refuses_what_cannot_be_0_or_1() -> None:

@@ -30,6 +30,9 @@ def test_every_method_is_listed_with_what_a_user_chooses_by() -> None:
     assert lines[0].split() == ["kind", "key", "paper", "fidelity", "recipe", "hooks"]
     listed = [line.split()[0] for line in lines[1 : lines.index("")]]
     assert listed == [kind for family in FAMILIES for kind in family.kinds]
+    rows = {line.split()[0]: line.split() for line in lines[1:] if line}
+    assert rows["egsw"][-2:] == ["knobs", "token_advantage"]
+    assert rows["grpo"][4] == "base.yaml" == rows["clip"][6]
     (gspo,) = [line for line in lines if line.startswith("gspo ")]
     assert gspo.split() == ["gspo", "objective", "2507.18071", "exact", "objectives/gspo_quickstart.yaml", "loss"]
 
