@@ -24,11 +24,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from rlvr.explore.base import AddOn, AddOnConfig, Draw, Knobs, Sample, Update
-from rlvr.objectives.ratio import log_ratio, shaped_ratio
 from rlvr.rollout.replay import Entry, ReplayStore, ages_of, counted, marks_of, replayed, unusable, without
 from rlvr.seeds import stable_seed
 from rlvr.types import Group, Metrics, Task, Trajectory
@@ -139,6 +137,10 @@ class Exgrpo(AddOn):
 
     def token_loss(self, view: TokenView, loss: Tensor) -> Tensor:
         """-A f(r) at marked tokens."""
+        import torch
+
+        from rlvr.objectives.ratio import log_ratio, shaped_ratio
+
         if view.mark is None:
             return loss
         weight = shaped_ratio(log_ratio(view.logp, view.behaviour_logp), beta=self.config.beta)
