@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 from pydantic import Field, PositiveFloat, field_validator
 
 from rlvr.errors import DataError
@@ -113,9 +112,7 @@ class CritiqueGRPO(AddOn):
         """-A f(pi) at marked tokens."""
         if view.mark is None:
             return loss
-        return torch.where(
-            view.mark > 0, -view.advantages * shaped_probability(view.logp, gamma=self.config.gamma), loss
-        )
+        return loss.where(view.mark <= 0, -view.advantages * shaped_probability(view.logp, gamma=self.config.gamma))
 
     def observe(self, groups: Sequence[Group], metrics: Metrics) -> Metrics:
         """Groups `tried`, `refined` responses, `right` ones, `taken` ones, right but `too_short`; `too_long`."""

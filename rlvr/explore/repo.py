@@ -22,11 +22,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from rlvr.explore.base import AddOn, AddOnConfig, Context, Knobs, Update
-from rlvr.objectives.ratio import clip_loss, log_ratio
 from rlvr.rollout.replay import Entry, ReplayStore, ages_of, counted, marks_of, replayed, unusable
 from rlvr.seeds import stable_seed
 from rlvr.types import Group, Metrics
@@ -97,12 +95,14 @@ class RePO(AddOn):
 
     def token_loss(self, view: TokenView, loss: Tensor) -> Tensor:
         """Both means; see the module."""
+        from rlvr.objectives.ratio import clip_loss, log_ratio  # loads torch
+
         if view.mark is None:
             return loss
         knobs = view.knobs
         ratio = log_ratio(view.logp, view.behaviour_logp).exp()
         off = clip_loss(ratio, view.advantages, low=knobs["low"], high=knobs["high"]).loss
-        return torch.where(view.mark > 0, self.config.coef * knobs["off"] * off, knobs["on"] * loss)
+        return (knobs["on"] * loss).where(view.mark <= 0, self.config.coef * knobs["off"] * off)
 
     def observe(self, groups: Sequence[Group], metrics: Metrics) -> Metrics:
         """Stores the step's rows. Counts rows `replayed` and `refused`; tells their `age`, and what is `stored`."""

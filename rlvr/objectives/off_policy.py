@@ -5,7 +5,10 @@ Differentiable in `logp`. They replace an importance ratio where the behaviour p
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def shaped_probability(logp: Tensor, *, gamma: float) -> Tensor:

@@ -66,7 +66,6 @@ STATES: dict[str, dict] = {
     "repo": {"store": replayable()},
     "siren": {"anchor": 1.0},
 }
-STATES: dict[str, dict] = {"effective_rank": {"means": [1.5, -0.5, 0.0]}, "siren": {"anchor": 1.0}}
 RESCUES = {"ampo", "ghpo"}  # nothing is left to do where another method put a right answer into a failed group
 KINDS = EXPLORE.kinds
 WORKING = [(kind, EXAMPLES[kind][1]) for kind in KINDS if kind in EXAMPLES]
