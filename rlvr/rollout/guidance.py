@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 
 from rlvr.errors import ConfigError, DataError
 from rlvr.explore.base import AddOn, Context, Knobs, Update
@@ -257,7 +256,7 @@ class Demonstrated(AddOn):
 
     def token_loss(self, view: TokenView, loss: Tensor) -> Tensor:
         """`demo_loss` at marked tokens."""
-        return loss if view.mark is None else torch.where(view.mark > 0, self.demo_loss(view), loss)
+        return loss if view.mark is None else loss.where(view.mark <= 0, self.demo_loss(view))
 
     def observe(self, groups: Sequence[Group], metrics: Metrics) -> Metrics:
         """`demos` put in, groups `without` one, and how many were `dropped_` for which reason."""
