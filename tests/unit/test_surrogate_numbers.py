@@ -186,7 +186,9 @@ def test_pacs() -> None:
 
 def test_pacs_balances_classes() -> None:
     rows = rows_of(rewards=[1.0, 0.0, 0.0, 0.0], old_logp=[[0.5]] * 4)
-    at = slopes(knobs_of(make(OBJECTIVE, "pacs", {}), rows, [[0.5]] * 4))
+    knobs = knobs_of(make(OBJECTIVE, "pacs", {}), rows, [[0.5]] * 4)
+    at = slopes(knobs)
+    assert knobs.metrics["loss"] == pytest.approx(log(2), abs=1e-6)  # (2 + 3 * 2/3) / 4; the slopes are blind to a swap
     error = np.array([-0.5 * 2, *[0.5 * 2 / 3] * 3])
     assert at == pytest.approx((error - (error.sum() - error) / 3).tolist(), abs=1e-6)
 
