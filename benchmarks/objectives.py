@@ -139,6 +139,7 @@ def main() -> None:
     """Time every method and every stream, and print two tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="*", default=None, help="kinds; all entropy methods by default")
+    parser.add_argument("--streams", nargs="*", default=STREAMS)
     parser.add_argument("--tokens", type=int, default=1024, help="T, of each response")
     parser.add_argument("--prompts", type=int, default=1, help=f"each with {GROUP} responses")
     parser.add_argument("--repeats", type=int, default=5)
@@ -233,7 +234,7 @@ def streams(plain: Side, groups: Sequence[Group], args: argparse.Namespace) -> N
     rows = collate(groups)
     micro = [(i,) for i in range(len(rows))]
     print("\n| stream | forward against log-probs alone |\n|---|---|")
-    for name in STREAMS:
+    for name in args.streams:
         ratios = []
         for _ in range(args.repeats):
             seconds: dict[str, float] = {}
