@@ -25,7 +25,7 @@ def collate(groups: Sequence[Group], *, mask_truncated: bool = False) -> tuple[R
         for member, (t, ok, adv, reward) in enumerate(members):
             dead = not ok or (mask_truncated and t.finish == "length")
             row = _row(f"{group.draw}/{member}", group.draw, t, adv, dead=dead)
-            row = replace(row, task=group.task.id, reward=float(reward), source=t.source)
+            row = replace(row, task=group.task.key, reward=float(reward), source=t.source)
             rows += [_edge(row, a, b) for a, b in edges(t)] if t.cuts else [row]
     return tuple(rows)
 

@@ -46,6 +46,11 @@ class Task:
     hints: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def key(self) -> str:
+        """What tells it from every other task of a mixture: ids are unique within their dataset alone."""
+        return f"{self.source}/{self.id}" if self.source else self.id
+
 
 @dataclass(frozen=True, slots=True)
 class Annealing:
@@ -220,7 +225,7 @@ class Row:
     advantages: F32
     streams: Mapping[str, F32] = field(default_factory=dict)  # "old_logp", "ref_logp", ...
     sft_weight: F32 | None = None
-    task: str = ""  # its id
+    task: str = ""  # `Task.key`
     reward: float = float("nan")  # shaped; NaN on a row in error
     source: str = "policy"  # of the trajectory: the name of the add-on that put it into its group
 

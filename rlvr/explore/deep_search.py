@@ -29,7 +29,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 from rlvr.explore.base import Draw, Sample
 from rlvr.rollout.tree import F64, Grower, Stem, Tree, Twig, linked
 from rlvr.rollout.tree_method import TreeConfig, TreeMethod
-from rlvr.types import Group, Metrics, Origin, Task, Trajectory, Verdict
+from rlvr.types import Group, Metrics, Origin, Trajectory, Verdict
 
 HARD = 0.25  # share of right responses up to which they are remembered
 
@@ -65,7 +65,7 @@ class DeepSearch(TreeMethod):
 
     async def planted(self, sample: Sample, draw: Draw) -> Group:
         """A search; of a prompt with remembered solutions a plain group that begins with them."""
-        known = self._solved.get(_key(draw.task), [])
+        known = self._solved.get(draw.task.key, [])
         if not known:
             return await super().planted(sample, draw)
         group = await sample(draw)
@@ -92,7 +92,7 @@ class DeepSearch(TreeMethod):
     def observe(self, groups: Sequence[Group], metrics: Metrics) -> Metrics:
         """Remembers solutions of hard prompts. `replayed` rows; `cached` prompts; `expansions`."""
         for group in groups:
-            right, key = group.correct, _key(group.task)
+            right, key = group.correct, group.task.key
             share = float(right[group.valid].mean()) if group.valid.any() else 0.0
             if share > HARD or not self.config.cache:
                 self._solved.pop(key, None)
@@ -278,10 +278,6 @@ def _preference(node: SearchNode) -> tuple[int, float]:
     assert verdict is not None
     rank = 3 if verdict.error else 0 if verdict.correct else 1 if row.finish == "stop" else 2
     return rank, -float(np.nanmean(row.logprobs[row.origin == Origin.SAMPLED]))
-
-
-def _key(task: Task) -> str:
-    return f"{task.source}/{task.id}"
 
 
 def _saved(t: Trajectory, prompt_len: int) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class Exgrpo(AddOn):
     def _task(self, name: str, draw: Draw) -> Task | None:
         assert draw.ctx is not None, "replay is sampled within a run"
         if not self._tasks:
-            self._tasks = {task.id: task for task in draw.ctx.tasks}
+            self._tasks = {task.key: task for task in draw.ctx.tasks}
         return self._tasks.get(name)
 
     def _usable(self, entries: Sequence[Entry], task: Task, draw: Draw) -> list[Entry]:
@@ -169,7 +169,7 @@ class Exgrpo(AddOn):
         return said | ages_of(groups, self.name)
 
     def _update(self, group: Group, fresh: Sequence[Trajectory], right: Sequence[Trajectory], *, step: int) -> None:
-        task = group.task.id
+        task = group.task.key
         if fresh and len(right) == len(fresh):
             self.retired.add(task)
         if task in self.retired:

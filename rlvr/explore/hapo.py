@@ -56,7 +56,7 @@ class HAPO(AddOn):
         for group in groups:
             for t, right in zip(group.trajectories, group.correct, strict=True):
                 if right:
-                    seen = self._solved.setdefault(_key(group.task), [0, 0, float("inf")])
+                    seen = self._solved.setdefault(group.task.key, [0, 0, float("inf")])
                     seen[:] = [seen[0] + 1, seen[1] + t.response_len, min(seen[2], t.response_len)]
         paid = paid[paid != 0]
         mean = float(np.abs(paid).mean()) if len(paid) else 0.0
@@ -71,7 +71,7 @@ class HAPO(AddOn):
         self._solved = {key: list(seen) for key, seen in state["solved"].items()}
 
     def _history(self, task: Task) -> float | None:
-        seen = self._solved.get(_key(task))
+        seen = self._solved.get(task.key)
         if seen is None:
             return self.config.initial
         return seen[2] if self.config.history == "min" else seen[1] / seen[0]
@@ -89,10 +89,6 @@ def length_reward(length: float, h: float, *, right: bool) -> float:
     """The paper's r_l of one response; h > 0 tokens."""
     f = float(np.cos(np.pi / 2 * length / h)) if length < 2 * h else -1.0
     return max(FLOOR, f) if right else min(0.0, f)
-
-
-def _key(task: Task) -> str:
-    return f"{task.source}/{task.id}"
 
 
 def _shaped(group: Group) -> F32:

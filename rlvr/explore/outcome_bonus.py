@@ -25,7 +25,7 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat
 
 from rlvr.explore.base import AddOn, AddOnConfig
-from rlvr.types import F32, Group, Metrics, Task
+from rlvr.types import F32, Group, Metrics
 
 UNREADABLE = ""  # the answer key of every response without one
 
@@ -57,7 +57,7 @@ class OutcomeBonus(AddOn):
         paid = [self.config.coef * self._bonus(group) for group in groups]
         flat = np.concatenate([np.zeros(0, np.float32), *paid])
         for group in groups:
-            seen = self._counts.setdefault(_key(group.task), Counter())
+            seen = self._counts.setdefault(group.task.key, Counter())
             seen.update(answer for answer, ok in zip(answers(group), group.valid, strict=True) if ok)
         moved = flat[flat != 0]
         return {
@@ -75,7 +75,7 @@ class OutcomeBonus(AddOn):
         self._counts = {question: Counter(seen) for question, seen in state["counts"].items()}
 
     def _bonus(self, group: Group) -> F32:
-        seen = self._counts.get(_key(group.task), Counter())
+        seen = self._counts.get(group.task.key, Counter())
         config = self.config
         return outcome_bonus(answers(group), group.valid, seen, form=config.form, baseline=config.baseline)
 
@@ -107,7 +107,3 @@ def answers(group: Group) -> list[str]:
     """The canonical answer of every row."""
     verdicts = (t.verdict for t in group.trajectories)
     return [v.answer_key if v and v.parsed and v.answer_key is not None else UNREADABLE for v in verdicts]
-
-
-def _key(task: Task) -> str:
-    return f"{task.source}/{task.id}"

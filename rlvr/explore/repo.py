@@ -66,7 +66,7 @@ class RePO(AddOn):
 
     async def guide(self, group: Group, ctx: Context) -> Group:
         """The group with stored rows behind its own."""
-        entries = self.store.of(group.task.id)
+        entries = self.store.of(group.task.key)
         if not self.config.coef or len(entries) < self.config.k:
             return group
         prompt = ctx.encode(group.task)
@@ -110,11 +110,11 @@ class RePO(AddOn):
             return {}
         for group in groups:
             if group.counts.get(f"{self.name}/refused"):
-                self.store.evict(task=group.task.id)
+                self.store.evict(task=group.task.key)
             rewards = np.zeros(len(group)) if group.rewards is None else group.rewards
             for row, reward in zip(group.trajectories, rewards, strict=True):
                 step = int(row.version.max())
-                self.store.add(Entry(task=group.task.id, step=step, row=row, score=float(reward)))
+                self.store.add(Entry(task=group.task.key, step=step, row=row, score=float(reward)))
         said = {key: counted(groups, self.name, key) for key in ("replayed", "refused")}
         return said | {"stored": float(len(self.store))} | ages_of(groups, self.name)
 

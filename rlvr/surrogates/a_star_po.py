@@ -60,14 +60,14 @@ class AStarPo(GroupSurrogate):
 
         async def one(task: Task) -> tuple[str, float | None]:
             async with gate:
-                return task.id, optimal_value(await self._rewards(task, ctx), beta=self.config.beta1)
+                return task.key, optimal_value(await self._rewards(task, ctx), beta=self.config.beta1)
 
         found = await asyncio.gather(*(one(task) for task in ctx.tasks))
         self.values = {name: value for name, value in found if value is not None}
 
     async def _rewards(self, task: Task, ctx: Context) -> list[float]:
         prompt = ctx.encode(task)
-        keys = [f"{self.name}/{task.id}/{i}" for i in range(self.config.n)]
+        keys = [f"{self.name}/{task.key}/{i}" for i in range(self.config.n)]
         seeds = [stable_seed(self.seed, key) % 2**31 for key in keys]
         requests = [Request(k, prompt, replace(ctx.sampling, seed=s)) for k, s in zip(keys, seeds, strict=True)]
         done = await ctx.generate(requests)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -75,3 +77,10 @@ def test_supervised_scale_is_a_token_mean() -> None:
     assert batch.picked[1] is rows[1]
     with pytest.raises(IndexError):
         token_batch(rows, [2], scale=np.ones(1, dtype=np.float32))
+
+
+def test_two_datasets_of_a_mixture_may_have_the_same_ids() -> None:
+    groups = [make_group(i, scores=[1.0, 0.0]) for i in range(2)]
+    tasks = [replace(groups[0].task, id="1", source=source) for source in ("easy", "hard")]
+    rows = collate([g.with_(task=task) for g, task in zip(groups, tasks, strict=True)])
+    assert {row.task for row in rows} == {"easy/1", "hard/1"}

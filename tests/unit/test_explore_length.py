@@ -73,7 +73,7 @@ def test_hapo_learns_after_the_step_and_keeps_it() -> None:
     method.observe([second], {})
     resumed = HAPO(HAPO.Config())
     resumed.load_state_dict(json.loads(json.dumps(method.state_dict())))
-    assert resumed.state_dict() == method.state_dict() == {"solved": {"/t": [4, 620, 40]}}
+    assert resumed.state_dict() == method.state_dict() == {"solved": {"t": [4, 620, 40]}}
     assert resumed.reward([second])[0].rewards.tolist() == method.reward([second])[0].rewards.tolist()
 
 
@@ -97,6 +97,6 @@ def test_right_stays_above_wrong_whatever_the_lengths_and_the_order(rows: list, 
         assert not len(right) or not len(wrong) or right.min() > wrong.max()
         assert np.isnan(shaped.rewards[~g.valid]).all() and np.abs(np.nan_to_num(shaped.rewards - g.scores)).max() <= 1
     hapo.observe([g], {})
-    before = hapo.state_dict()["solved"].get("/t", [0, 0, np.inf])[2]
+    before = hapo.state_dict()["solved"].get("t", [0, 0, np.inf])[2]
     hapo.observe([turned], {})
-    assert hapo.state_dict()["solved"].get("/t", [0, 0, np.inf])[2] == before  # `min` never grows
+    assert hapo.state_dict()["solved"].get("t", [0, 0, np.inf])[2] == before  # `min` never grows
