@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from benchmarks.experiment import Arm, Experiment
 
+GRID = 40  # points of the mean curve of an arm
 LAST = 5  # steps whose mean is the entropy at the end
 BEGIN, END = "<!-- numbers: written by benchmarks/experiment.py -->", "<!-- end of the numbers -->"
 COLORS = ("#1f6feb", "#d9822b", "#2da44e", "#cf222e", "#8250df", "#6e7781", "#bf3989", "#9a6700", "#0550ae")
@@ -245,7 +246,7 @@ def draw(experiment: Experiment, found: Sequence[Collected], out: Path) -> None:
     from matplotlib.figure import Figure
 
     made = fits(experiment, found)
-    figure = Figure(figsize=(16 if made else 12, 4.2), layout="constrained")
+    figure = Figure(figsize=(16 if made else 12, 4.6), layout="constrained")
     axes = figure.subplots(1, 4 if made else 3)
     by_tokens = experiment.tokens is not None
     for color, one in zip(COLORS, found, strict=False):
@@ -264,7 +265,7 @@ def draw(experiment: Experiment, found: Sequence[Collected], out: Path) -> None:
         axes[3].legend(frameon=False)
     for one in axes[:2]:
         one.set_xlabel("generated tokens" if by_tokens else "step")
-    axes[0].legend(frameon=False, fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(found), frameon=False)
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
         one.grid(axis="y", alpha=0.25)
@@ -273,13 +274,21 @@ def draw(experiment: Experiment, found: Sequence[Collected], out: Path) -> None:
 
 
 def _line(axes: Axes, found: Collected, name: str, *, color: str, by_tokens: bool) -> None:
-    """Every seed faintly; the legend once an arm."""
-    for i, run in enumerate(found.runs):
-        steps = [record for record in run.steps if record.get(name) is not None]
-        used = np.cumsum([record["sampled/tokens"] for record in run.steps])
-        x: Any = [used[record["step"] - 1] for record in steps] if by_tokens else [record["step"] for record in steps]
-        label = found.arm if i == 0 else None
-        axes.plot(x, [record[name] for record in steps], color=color, alpha=0.8, linewidth=1.2, label=label)
+    """Every seed faintly, their mean as far as all of them go; the legend once an arm."""
+    curves = [_curve(run, name, by_tokens=by_tokens) for run in found.runs]
+    for x, y in curves:
+        axes.plot(x, y, color=color, alpha=0.25, linewidth=0.7)
+    grid = np.linspace(max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves), GRID)
+    mean = np.mean([np.interp(grid, x, y) for x, y in curves], axis=0)
+    axes.plot(grid, mean, color=color, linewidth=1.8, label=found.arm)
+
+
+def _curve(run: Run, name: str, *, by_tokens: bool) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """A metric over the steps that have it, or over the tokens generated until then."""
+    used = np.cumsum([record["sampled/tokens"] for record in run.steps])
+    steps = [record for record in run.steps if record.get(name) is not None]
+    x = [used[record["step"] - 1] if by_tokens else record["step"] for record in steps]
+    return np.asarray(x, dtype=np.float64), np.asarray([record[name] for record in steps], dtype=np.float64)
 
 
 def _bars(axes: Axes, found: Sequence[Collected], scores: Sequence[str]) -> None:
