@@ -332,6 +332,10 @@ def test_effective_rank_averages() -> None:
     assert high[1].tolist() == [-1, -1, -1]
     said = method.observe([second], {})
     assert said["active"] == 3 and said["nonfinite_rows"] == 1
+    greedy = replace(second.trajectories[0], weight=np.zeros_like(second.trajectories[0].weight))
+    other = build(EffectiveRank, coef=1.0, ema=0.3)
+    other.observe([second.with_(trajectories=(greedy, first.trajectories[1]))], {})
+    assert other.means == pytest.approx((4.0, 2.0, 0.0))  # a row that is not trained on has no ranks
     assert method.means == pytest.approx((0.7 * 3 + 0.3 * 8, 1.0, 0.0))
 
 
