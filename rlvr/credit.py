@@ -46,7 +46,9 @@ def _base_rewards(group: Group, *, overlong: Overlong, kl: KL, max_tokens: int) 
 def _sequence_kl(streams: object, weight: F32, estimator: str) -> float:
     assert isinstance(streams, dict)
     old, ref = (torch.from_numpy(streams[name]) for name in ("old_logp", "ref_logp"))
-    return float((kl_penalty(old, ref, estimator=estimator) * torch.from_numpy(weight)).sum())
+    penalty = kl_penalty(old, ref, estimator=estimator)
+    known = old.isfinite() & ref.isfinite()  # a token of unknown log-prob is not in the loss either
+    return float((torch.where(known, penalty, 0.0) * torch.from_numpy(weight)).sum())
 
 
 def without_truncated(groups: Sequence[Group]) -> list[Group]:

@@ -24,7 +24,9 @@ from rlvr.advantages.reinforce_plus_plus_baseline import ReinforcePlusPlusBaseli
 from rlvr.advantages.remax import ReMax
 from rlvr.advantages.rloo import RLOO
 from rlvr.batching import collate
+from rlvr.credit import shape_rewards
 from rlvr.explore.base import Draw
+from rlvr.recipe import KL, Overlong
 from rlvr.rollout.groups import drop_reason
 from rlvr.types import Group, Origin, Sampling, Task, Trajectory, Verdict
 
@@ -146,6 +148,26 @@ def test_otb_reads_the_streams_of_the_old_weights() -> None:
     assert got.advantages is not None
     np.testing.assert_allclose(got.advantages[0][2:], [0.5, 0.5])
     np.testing.assert_allclose(got.advantages[1][2:], [-0.5, -0.5, 0.0])
+
+
+@pytest.mark.parametrize("stream", ["old_logp", "sum_sq"])
+@pytest.mark.parametrize("bad", [nan, -np.inf])
+def test_otb_gives_a_token_of_unknown_log_prob_no_energy(stream: str, bad: float) -> None:
+    one = row(1.0, tokens=2)
+    broken = np.where(np.arange(4) == 3, bad, one.streams[stream]).astype(np.float32)
+    (got,) = estimate(OTB, [group(replace(one, streams={**one.streams, stream: broken}), row(0.0, tokens=2))])
+    assert got.advantages is not None
+    np.testing.assert_allclose(got.advantages[1][2:], [-0.5, -1 / 3])  # W = 1, 1 and 1, 2 times the same
+
+
+def test_kl_in_the_reward_leaves_out_a_token_of_unknown_log_prob() -> None:
+    one = row(1.0, tokens=2)
+    broken = replace(one, streams={**one.streams, "ref_logp": np.array([0, 0, np.log(0.5), nan], np.float32)})
+    (got,) = shape_rewards(
+        [group(one, broken)], [], overlong=Overlong(), kl=KL(coef=1.0, where="reward", estimator="k1"), max_tokens=9
+    )
+    assert got.rewards is not None
+    np.testing.assert_allclose(got.rewards, [1 + 2 * np.log(2), 1 + np.log(2)], rtol=1e-6)
 
 
 # --- what is masked -------------------------------------------------------------------------------------------

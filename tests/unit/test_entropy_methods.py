@@ -183,7 +183,21 @@ def test_lp_reg_selection() -> None:
     assert marked(method.knobs(update([{"logp": now}], positive))) == [[0, 0, 0]]
     few = build(LpReg, kappa=0.1, rho=0.5).knobs(update([{"logp": now}], rows))
     assert few.metrics["candidates"] == 2 and marked(few) == [[0, 1, 0]]  # the lowest 2 of 3
-    assert build(LpReg, rho=0.0).knobs(update([{"logp": now}], rows)) is None
+    few = build(LpReg, kappa=0.1, rho=0.3).knobs(update([{"logp": np.log(f32(0.3, 0.06, 0.4))}], rows))
+    assert marked(few) == [[0, 1, 0]]  # the lowest, not the highest
+    for off in ({"rho": 0.0}, {"beta": 0.0}):
+        assert build(LpReg, **off).knobs(update([{"logp": now}], rows)) is None
+
+
+def test_lp_reg_leaves_alone_what_is_not_punished_or_not_below_its_proxy() -> None:
+    """An advantage of 0 is none; where min-p drops nothing the proxy is the old policy, and a token at it not below."""
+    method = build(LpReg, kappa=0.1, rho=1.0)
+    streams = {"max_prob": f32(0.6, 0.6, 0.6), method.kept: f32(0, 0, 0)}
+    rows = [replace(lp_row(np.log(f32(0.3, 0.3, 0.3)), **streams), advantages=f32(0, 0.5, -1))]
+    now = np.log(f32(0.2, 0.2, 0.2))
+    assert marked(method.knobs(update([{"logp": now}], rows))) == [[0, 0, 1]]
+    same = method.knobs(update([{"logp": rows[0].streams["old_logp"]}], rows))
+    assert marked(same) == [[0, 0, 0]] and same.metrics["candidates"] == 1
 
 
 # --- SIREN -----------------------------------------------------------------------------------------------------------
