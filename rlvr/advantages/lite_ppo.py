@@ -31,7 +31,7 @@ def lite_ppo(rewards: Sequence[F64], counted: Sequence[Bool], *, divide: bool = 
     kept = [group[count & ~np.isnan(group)] for group, count in zip(rewards, counted, strict=True)]
     count = sum(len(group) for group in kept)
     _, std = pooled(kept)
-    if not divide or count < 2 or std == 0.0:
+    if not divide or std == 0.0:
         return shifted
     return [group / (std * np.sqrt(count / (count - 1))) for group in shifted]
 

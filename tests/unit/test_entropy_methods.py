@@ -284,6 +284,9 @@ def test_adaptive_entropy_moves_by_delta_within_its_bounds() -> None:
         method.observe(with_entropy([group([3, 4], [1, 0])], entropy), {})
         seen.append(method.coef)
     assert seen == pytest.approx([0.005, 0.01, 0.012, 0.007, 0.002, 0.0, 0.0])
+    at = build(AdaptiveEntropy, target=0.25, delta=0.005, initial=0.01)
+    at.observe(with_entropy([group([3, 4], [1, 0])], 0.25), {})
+    assert at.coef == 0.005  # at the target it falls
     method.observe(with_entropy([group([3], [None])], 0.1), {})  # no verdict: nothing is learned from it
     assert method.coef == 0.0
 

@@ -337,6 +337,34 @@ def test_off_policy_mask() -> None:
     check_close(loss_of("clip", good, "off_policy_mask", fix={"delta": 0.45})[1], loss_of("clip", good)[1].tolist())
 
 
+def test_off_policy_mask_looks_at_known_tokens_alone() -> None:
+    """Row 1 without its first token has a gap of log(.4 / .4) = 0."""
+    view = f1(behaviour_logp=logs(ROLLOUT), known=torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, 0.0]]))
+    check_close(loss_of("clip", view, "off_policy_mask", fix={"delta": 0.1})[1], [0.8, 4.0, 0.0])
+    view = replace(view, known=torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]))  # and log 2.5 = .916 with it alone
+    check_close(loss_of("clip", view, "off_policy_mask", fix={"delta": 0.9})[1], [0.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("kind", [k for k in CORRECTION.kinds if k != "none"])
+def test_weights_stay_finite_where_sampler_and_trainer_have_nothing_in_common(kind: str, sign: float) -> None:
+    """Log-ratios of 1,000 on every token: products over a row would overflow."""
+    view = f1(behaviour_logp=logs(OLD) - sign * 1000.0)
+    weights, metrics = make(CORRECTION, kind, {}).weights(view)
+    assert weights.isfinite().all() and all(m.isfinite().all() for m in metrics.values())
+    assert loss_of("clip", view, kind).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("icepop", {"low": 1.0, "high": 1.0}), ("geometric", {"low": 1.0, "high": 1.0}), ("sequence_mis", {"cap": 1.0})],
+)
+def test_the_ends_of_a_window_are_in_it(kind: str, options: dict) -> None:
+    weights, metrics = make(CORRECTION, kind, options).weights(f1())
+    check_close(weights, torch.ones(2, 3).tolist(), tol=0)
+    assert not metrics["correction_rejected"].any()
+
+
 def test_windows_must_hold_1() -> None:
     for kind in ("icepop", "geometric"):
         with pytest.raises(ValueError, match="must hold 1"):
