@@ -166,6 +166,10 @@ def test_lp_reg_numbers() -> None:
     loss.sum().backward()
     assert float(loss.detach()) == pytest.approx(0.041353, abs=1e-6)
     assert float(logp.grad) == pytest.approx(-0.315789, abs=1e-6)
+    far = replace(view, logp=torch.tensor([[-500.0]], requires_grad=True))  # e^497 is no float
+    loss = method.token_loss(far, blank)
+    loss.sum().backward()
+    assert loss.isfinite().all() and far.logp.grad is not None and far.logp.grad.isfinite().all()
     h = 1e-3
     ends = [float(method.token_loss(replace(view, logp=logp.detach() + s * h), blank)) for s in (1, -1)]
     assert (ends[0] - ends[1]) / (2 * h) == pytest.approx(-0.315789, abs=1e-3)
@@ -187,6 +191,14 @@ def test_lp_reg_selection() -> None:
     assert marked(few) == [[0, 1, 0]]  # the lowest, not the highest
     for off in ({"rho": 0.0}, {"beta": 0.0}):
         assert build(LpReg, **off).knobs(update([{"logp": now}], rows)) is None
+
+
+def test_lp_reg_keeps_a_token_at_the_threshold_of_min_p_whichever_way_it_is_rounded() -> None:
+    """.0175 is .05 of .35, but its log in float32 is below log .05 + log .35."""
+    method = build(LpReg, kappa=0.05, rho=1.0)
+    old = np.log(f32(0.0175, 0.0175, 0.0174))
+    rows = [lp_row(old, max_prob=f32(0.35, 0.35, 0.35), **{method.kept: np.log(f32(0.9, 0.9, 0.9))})]
+    assert marked(method.knobs(update([{"logp": old}], rows))) == [[1, 1, 0]]
 
 
 def test_lp_reg_leaves_alone_what_is_not_punished_or_not_below_its_proxy() -> None:
