@@ -54,7 +54,7 @@ def nucleus_entropy(logp: Tensor, *, p: float) -> Tensor:
     if not wide.any():
         return _Renormalised.apply(chosen, below < p)
     rows, others = wide.nonzero()[:, 0], (~wide).nonzero()[:, 0]
-    spread = logp[rows]
+    spread = logp if not len(others) else logp.index_select(0, rows)
     values = [_Renormalised.apply(chosen[others], below[others] < p)]
     nucleus = torch.cat([_wide_nucleus(part, p=p) for part in spread.detach().split(BLOCK)])
     values += [_Renormalised.apply(spread, nucleus)]

@@ -212,6 +212,10 @@ def test_pacs_balances_classes() -> None:
     assert knobs.metrics["loss"] == pytest.approx(log(2), abs=1e-6)  # (2 + 3 * 2/3) / 4; the slopes are blind to a swap
     error = np.array([-0.5 * 2, *[0.5 * 2 / 3] * 3])
     assert at == pytest.approx((error - (error.sum() - error) / 3).tolist(), abs=1e-6)
+    two = rows_of(rewards=[1.0, 1.0, 0.0], old_logp=[[0.5]] * 3)
+    error = np.array([-0.5 * 3 / 4, -0.5 * 3 / 4, 0.5 * 3 / 2])
+    at = slopes(knobs_of(make(OBJECTIVE, "pacs", {}), two, [[0.5]] * 3))
+    assert at == pytest.approx((error - (error.sum() - error) / 2).tolist(), abs=1e-6)
 
 
 def test_pacs_weighs_alike_without_balance_and_where_there_is_one_class() -> None:
@@ -340,6 +344,9 @@ def test_a_group_objective_refuses_selections_advantages_and_other_reductions(tm
     assert "remove the line" in line
     (line,) = told(tmp_path, objective=objective, overlong={"kind": "shape", "buffer": 4})
     assert "needs rewards of 0 and 1" in line
+    (line,) = told(tmp_path, objective=objective, kl={"coef": 0.1, "where": "reward", "estimator": "k1"})
+    assert "needs rewards of 0 and 1" in line
+    assert told(tmp_path, objective=objective, kl={"coef": 0.1}) == []
 
 
 def test_a_group_of_one_is_for_objectives_that_compare_nothing(tmp_path: Path) -> None:
