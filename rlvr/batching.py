@@ -11,20 +11,15 @@ import numpy as np
 from rlvr.types import F32, Group, Row, TokenBatch, Trajectory
 
 
-def collate(groups: Sequence[Group], *, mask_truncated: bool = False) -> tuple[Row, ...]:
-    """The rows of one step, in draw order then member order.
-
-    A row whose verdict is an error has weight 0 everywhere; so has a truncated one with `mask_truncated`
-    (DAPO's overlong filtering, 2503.14476).
-    """
+def collate(groups: Sequence[Group]) -> tuple[Row, ...]:
+    """The rows of one step, in draw order then member order; one whose verdict is an error has weight 0 everywhere."""
     rows = []
     for group in groups:
         advantages = group.advantages or tuple(np.zeros_like(t.weight) for t in group.trajectories)
         rewards = np.full(len(group), np.nan) if group.rewards is None else group.rewards
         members = zip(group.trajectories, group.valid, advantages, rewards, strict=True)
         for member, (t, ok, adv, reward) in enumerate(members):
-            dead = not ok or (mask_truncated and t.finish == "length")
-            row = _row(f"{group.draw}/{member}", group.draw, t, adv, dead=dead)
+            row = _row(f"{group.draw}/{member}", group.draw, t, adv, dead=not ok)
             row = replace(row, task=group.task.key, reward=float(reward), source=t.source)
             rows += [_edge(row, a, b) for a, b in edges(t)] if t.cuts else [row]
     return tuple(rows)

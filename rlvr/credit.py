@@ -1,8 +1,13 @@
-"""From raw verdicts to per-token advantages: base reward, overlong, KL in the reward, then the add-ons."""
+"""From raw verdicts to per-token advantages: base reward, overlong, KL in the reward, then the add-ons.
+
+Where `overlong: mask` takes a row out of the loss: between the two, so that the row has a reward in the baseline of its
+group, and no part in what is over the batch (`without_truncated`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +16,7 @@ from rlvr.explore.base import AddOn
 from rlvr.objectives.kl import kl_penalty
 from rlvr.objectives.shaping import overlong_penalty
 from rlvr.recipe import KL, Overlong
-from rlvr.types import F32, Group
+from rlvr.types import F32, Group, Trajectory
 
 
 def shape_rewards(
@@ -41,7 +46,26 @@ def _base_rewards(group: Group, *, overlong: Overlong, kl: KL, max_tokens: int) 
 def _sequence_kl(streams: object, weight: F32, estimator: str) -> float:
     assert isinstance(streams, dict)
     old, ref = (torch.from_numpy(streams[name]) for name in ("old_logp", "ref_logp"))
-    return float((kl_penalty(old, ref, estimator=estimator) * torch.from_numpy(weight)).sum())
+    penalty = kl_penalty(old, ref, estimator=estimator)
+    known = old.isfinite() & ref.isfinite()  # a token of unknown log-prob is not in the loss either
+    return float((torch.where(known, penalty, 0.0) * torch.from_numpy(weight)).sum())
+
+
+def without_truncated(groups: Sequence[Group]) -> list[Group]:
+    """Truncated rows with weight 0: DAPO's overlong filtering (2503.14476).
+
+    They keep their verdict and their reward, so they stay in the baseline of their group. Having no trained token they
+    are in nothing that is over the update or the step: normalisers, whitening, selections, controllers' means.
+    """
+    return [
+        g.with_(trajectories=tuple(_untrained(t) if t.finish == "length" else t for t in g.trajectories))
+        for g in groups
+    ]
+
+
+def _untrained(t: Trajectory) -> Trajectory:
+    sft = None if t.sft_weight is None else np.zeros_like(t.sft_weight)
+    return replace(t, weight=np.zeros_like(t.weight), sft_weight=sft)
 
 
 def assign_credit(groups: Sequence[Group], addons: Sequence[AddOn]) -> list[Group]:

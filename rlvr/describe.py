@@ -104,11 +104,7 @@ def _written(family: Family, cls: type[Any]) -> str:
     """The shortest line of a recipe that works."""
     if issubclass(cls, Surrogate) and cls.no_correction:
         return f"objective: {{kind: {cls.kind}, correction: {{kind: none}}}}"
-    block = f"{{kind: {cls.kind}}}"
-    return {
-        "explore": f"explore: [{block}]",
-        "correction": f"objective: {{correction: {block}}}",
-    }.get(family.name, f"{family.name}: {block}")
+    return family.written(cls.kind)
 
 
 def _overrides(cls: type[Any], hook: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 
 from rlvr.batching import collate, row_table, split_updates
-from rlvr.credit import assign_credit, shape_rewards
+from rlvr.credit import assign_credit, shape_rewards, without_truncated
 from rlvr.explore.base import Draw
 from rlvr.parts import Loop
 from rlvr.recipe import Recipe
@@ -87,13 +87,14 @@ def credit(groups: Sequence[Group], loop: Loop) -> list[Group]:
     shaped = shape_rewards(
         groups, loop.addons, overlong=recipe.overlong, kl=recipe.kl, max_tokens=recipe.sampling.max_tokens
     )
-    return assign_credit(shaped, loop.addons)
+    kept = without_truncated(shaped) if recipe.overlong.kind == "mask" else shaped
+    return assign_credit(kept, loop.addons)
 
 
 async def learn(loop: Loop, groups: Sequence[Group], streamed: Streamed) -> Metrics:
     """The optimizer updates of one step; old and reference log-probs and advantages stay fixed."""
     recipe = loop.recipe
-    rows: tuple[Row, ...] = collate(groups, mask_truncated=recipe.overlong.kind == "mask")
+    rows: tuple[Row, ...] = collate(groups)
     seed = stable_seed(recipe.seed, "updates", loop.step)
     split = split_updates(len(groups), minibatches=recipe.minibatches, epochs=recipe.epochs, seed=seed)
     for addon in loop.addons:

@@ -34,7 +34,14 @@ class Family:
     name: str  # the last part of the recipe's key, without an index
     folder: str  # below `rlvr/`
     base: type
-    what: str  # in messages
+    what: str  # in messages, after "unknown" and "no"
+
+    def written(self, kind: str) -> str:
+        """A line of a recipe that takes `kind`."""
+        block = f"{{kind: {kind}}}"
+        return {"explore": f"explore: [{block}]", "correction": f"objective: {{correction: {block}}}"}.get(
+            self.name, f"{self.name}: {block}"
+        )
 
     @property
     def kinds(self) -> list[str]:
@@ -102,6 +109,9 @@ def find(family: Family, kind: str, *, project: Path) -> Found:
     if ":" in kind:
         return catalog.find_object(family.what, kind, project=project)
     if kind not in family.kinds:
+        if other := next((one for one in FAMILIES if kind in one.kinds), None):
+            only = "" if other is EXPLORE else ", of which a run has one"
+            raise ConfigError(f"{kind!r} is no {family.what} but {other.what}{only}: write `{other.written(kind)}`")
         where = f"rlvr/{family.folder}/ (or write `my_file.py:MyClass`)"
         raise catalog.unknown(family.what, kind, family.kinds, where=where)
     path = ROOT / family.folder / f"{kind}.py"

@@ -150,12 +150,16 @@ class RunObserver:
 
 
 def drop_metrics(groups: Sequence[Group]) -> Metrics:
-    """How many groups were dropped, and why; pass rate, errors and tokens of all that was sampled, before any drop."""
+    """How many groups were dropped, and why; pass rate, errors and tokens of all that was sampled, before any drop.
+
+    The pass rate is of the policy's own rows (`Group.own`), NaN without any verdict.
+    """
     valid = np.concatenate([g.valid for g in groups])
+    judged = valid & np.concatenate([g.own for g in groups])
     correct = np.concatenate([g.correct for g in groups])
     out: Metrics = {
         "groups/dropped": float(sum(g.dropped is not None for g in groups)),
-        "sampled/pass_rate": float(correct[valid].mean()) if valid.any() else 0.0,
+        "sampled/pass_rate": float(correct[judged].mean()) if judged.any() else float("nan"),
         "sampled/errors": float((~valid).sum()),
         "sampled/tokens": float(sum(decoded(g) for g in groups)),
     }

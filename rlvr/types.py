@@ -206,6 +206,11 @@ class Group:
         """[G] raw correctness (False on error rows)."""
         return np.array([bool(t.verdict and t.verdict.correct and not t.verdict.error) for t in self.trajectories])
 
+    @property
+    def own(self) -> Bool:
+        """[G] rows that the policy sampled: no demonstration, hinted or replayed answer, and no greedy one."""
+        return np.array([t.source == "policy" for t in self.trajectories], dtype=bool)
+
     def with_(self, **changes: Any) -> Group:
         """A copy with some fields changed."""
         return replace(self, **changes)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from rlvr.batching import collate, token_batch
 from rlvr.engine.protocols import Policy
@@ -158,23 +159,32 @@ def merge(updates: Sequence[Metrics]) -> Metrics:
 
 
 def group_metrics(groups: Sequence[Group], *, version: int) -> Metrics:
-    """Rewards, lengths and lag of the groups of one step (after drops)."""
-    rows = [t for g in groups for t in g.trajectories]
-    rewards = np.concatenate([g.rewards for g in groups if g.rewards is not None])
+    """Rewards, lengths and lag of the groups of one step (after drops), over the policy's own rows (`Group.own`).
+
+    What add-ons and estimators put into a group says nothing of the policy, and they count it themselves. `reward/mean`
+    is of shaped rewards, `reward/pass_rate` of raw verdicts, both over rows without error, NaN where there is none.
+    `reward/errors` counts every row.
+    """
+    own = np.concatenate([g.own for g in groups])
     valid = np.concatenate([g.valid for g in groups])
+    judged = own & valid
+    rewards = np.concatenate([np.full(len(g), np.nan) if g.rewards is None else g.rewards for g in groups])
     correct = np.concatenate([g.correct for g in groups])
-    fresh = np.array([t.source == "policy" for t in rows])  # no demonstration, no hinted answer, no replayed row
-    own = valid & fresh
-    sampled = [t.version for t, mine in zip(rows, fresh, strict=True) if mine and (t.version >= 0).any()]
-    lags = [version - int(v[v >= 0].min()) for v in sampled]
+    rows = [t for g in groups for t, mine in zip(g.trajectories, g.own, strict=True) if mine]
+    lags = [version - int(t.version[t.version >= 0].min()) for t in rows if (t.version >= 0).any()]
     return {
-        "reward/mean": float(np.nanmean(rewards)),
-        "reward/pass_rate": float(correct[own].mean()) if own.any() else 0.0,
+        "reward/mean": _mean(rewards[judged]),
+        "reward/pass_rate": _mean(correct[judged]),
         "reward/errors": float((~valid).sum()),
         "groups/kept": float(len(groups)),
-        "groups/solved": float(sum(bool(g.correct.any()) for g in groups)) / len(groups),
-        "response/length_mean": float(np.mean([t.response_len for t in rows])),
-        "response/truncated": float(np.mean([t.finish == "length" for t in rows])),
+        "groups/solved": float(sum(bool(g.correct[g.own].any()) for g in groups)) / len(groups),
+        "response/length_mean": _mean([t.response_len for t in rows]),
+        "response/truncated": _mean([t.finish == "length" for t in rows]),
         "lag/mean": float(np.mean(lags)) if lags else 0.0,
         "lag/max": float(max(lags, default=0)),
     }
+
+
+def _mean(values: npt.ArrayLike) -> float:
+    array = np.asarray(values, dtype=np.float64)
+    return float(array.mean()) if array.size else float("nan")

@@ -81,6 +81,8 @@ def _complaint(tree: type[BaseModel], error: Mapping[str, Any]) -> Complaint:
     if kind in ("value_error", "assertion_error"):
         return Complaint(key, error["msg"].partition(", ")[2])
     template = _EXPECTED.get(kind)
+    if kind == "model_type" and isinstance(error["input"], list):
+        return Complaint(key, f"got {shorten(error['input'])}, expected one mapping (key: value) and not a list")
     expected = template.format(**context) if template else error["msg"].removeprefix("Input should be ")
     hint = did_you_mean(str(error["input"]), _choices(expected)) if kind == "literal_error" else ""
     return Complaint(key, f"got {shorten(error['input'])}, expected {expected}{hint}")

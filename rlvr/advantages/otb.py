@@ -68,4 +68,5 @@ class OTB(Estimator):
 def _energy(t: Trajectory) -> F64:
     where = t.weight != 0
     logp, sum_sq = (t.streams[name][where].astype(np.float64) for name in ("old_logp", "sum_sq"))
-    return token_energy(logp, sum_sq)
+    known = np.isfinite(logp) & np.isfinite(sum_sq)  # else the token is not in the loss, and has no energy
+    return np.where(known, token_energy(np.where(known, logp, 0.0), np.where(known, sum_sq, 0.0)), 0.0)

@@ -85,5 +85,7 @@ class ReinforcePlusPlus(Estimator):
             return np.zeros(0)
         c, kl = self.config, np.zeros(int(where.sum()))
         if c.kl_coef:
-            kl = (t.streams["old_logp"] - t.streams["ref_logp"])[where].astype(np.float64)
+            old, ref = (t.streams[name][where].astype(np.float64) for name in ("old_logp", "ref_logp"))
+            known = np.isfinite(old) & np.isfinite(ref)  # else the token is not in the loss, and costs nothing
+            kl = np.subtract(old, ref, out=kl, where=known)
         return token_returns(float(reward), kl, gamma=c.gamma, kl_coef=c.kl_coef)

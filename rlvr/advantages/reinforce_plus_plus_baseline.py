@@ -17,8 +17,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlvr.advantages.base import F64, Estimator, centred, scores_differ, shaped, spread
-from rlvr.advantages.rows import pooled, trained
+from rlvr.advantages.base import F64, Estimator, centred, shaped, spread
+from rlvr.advantages.rows import centred_scores_differ, pooled, trained
 from rlvr.explore.base import AddOnConfig
 from rlvr.types import Group
 
@@ -57,6 +57,6 @@ class ReinforcePlusPlusBaseline(Estimator):
     def advantage(self, groups: Sequence[Group]) -> Sequence[Group]:
         """The same number on every trained token of a row."""
         lengths = [[trained(t) for t in group.trajectories] for group in groups]
-        divide = any(map(scores_differ, groups))
+        divide = centred_scores_differ(groups)
         scalars = reinforce_plus_plus_baseline([shaped(group) for group in groups], lengths, divide=divide)
         return [spread(group, a) for group, a in zip(groups, scalars, strict=True)]

@@ -1,7 +1,8 @@
 """Statistics over the rows of a whole step, and what an estimator does to single rows, beside `base`.
 
 Statistics are float64, leave error rows out, and give the same bits in whatever order rows come: sums over rows are
-`math.fsum`, which rounds once.
+`math.fsum`, which rounds once. What is over the step (not over a group) also leaves out rows without a trained token
+(`counts`): they are in no loss, so they have no say in its scale. The baseline of their group keeps them.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from rlvr.advantages.base import F64, spread
-from rlvr.types import Group, Trajectory
+from rlvr.advantages.base import F64, centred, spread
+from rlvr.types import Bool, Group, Trajectory
 
 
 def pooled(rows: Sequence[F64]) -> tuple[float, float]:
@@ -37,6 +38,11 @@ def trained(t: Trajectory) -> int:
     return int(np.count_nonzero(t.weight))
 
 
+def counts(group: Group) -> Bool:
+    """[G] rows that have a say in what is over the step: a verdict that is not an error, and a trained token."""
+    return group.valid & np.array([bool(t.weight.any()) for t in group.trajectories], dtype=bool)
+
+
 def scatter(group: Group, tokens: Sequence[F64]) -> Group:
     """The group with numbers for each trained token, ragged; 0 elsewhere. What stands for rows in error is ignored."""
     out = [np.zeros(len(t.weight), dtype=np.float32) for t in group.trajectories]  # rows in error stay so
@@ -53,6 +59,11 @@ def masked(group: Group) -> Group:
 
 
 def step_scores_differ(groups: Sequence[Group]) -> bool:
-    """`base.scores_differ` over all rows of the step, for estimators that divide by a number of the step."""
-    raw = [float(s) for group in groups for s in group.scores[group.valid]]
-    return len(set(raw)) > 1
+    """`base.scores_differ` over the rows of the step that count, for estimators that divide by a number of the step."""
+    return len({float(s) for group in groups for s in group.scores[counts(group)]}) > 1
+
+
+def centred_scores_differ(groups: Sequence[Group]) -> bool:
+    """The same of raw scores less the mean of their group: with a row that does not count they may be equal."""
+    scores = [centred(group.scores.astype(np.float64))[counts(group)] for group in groups]
+    return pooled(scores)[1] > 0.0

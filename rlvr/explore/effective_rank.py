@@ -62,7 +62,12 @@ class EffectiveRank(AddOn):
         """Moves the averages. `active`: tokens that gained; `nonfinite_rows` had no ranks."""
         if not self.config.coef:
             return {}
-        rows = [t.streams[self.stream] for g in groups for t, ok in zip(g.trajectories, g.valid, strict=True) if ok]
+        rows = [
+            t.streams[self.stream]
+            for g in groups
+            for t, ok in zip(g.trajectories, g.valid, strict=True)
+            if ok and t.weight.any()
+        ]
         active = float(sum(self._gained(group) for group in groups)) if self.means else 0.0
         finite = [row for row in rows if np.isfinite(row).all()]
         out = {"active": active, "nonfinite_rows": float(len(rows) - len(finite))}

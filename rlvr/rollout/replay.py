@@ -108,13 +108,15 @@ def unstorable(row: Trajectory) -> str | None:
     """Why a row cannot be replayed later, or None.
 
     Only what the policy sampled under the prompt that it is trained on, with a verdict and known behaviour log-probs:
-    "source" (a demonstration, a hint, a row that was replayed itself), "error", "unknown behaviour".
+    "source" (a demonstration, a hint, a row that was replayed itself), "error", "untrained", "unknown behaviour".
     """
     if row.source != "policy" or row.generated_under is not None:
         return "source"
     if row.verdict is None or row.verdict.error is not None:
         return "error"
     trained = row.weight != 0
+    if not trained.any():  # sampled for a baseline alone, or left out as truncated
+        return "untrained"
     if (row.origin[trained] != Origin.SAMPLED).any() or not np.isfinite(row.logprobs[trained]).all():
         return "unknown behaviour"
     return None

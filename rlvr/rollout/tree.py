@@ -245,7 +245,7 @@ class Tree:
                     and not (drop_zero and group.advantages and not group.advantages[i][a:b].any())
                 ):
                     weight[a:b] = t.weight[a:b]
-            taken.update(path if valid else ())
+            taken.update(path if valid and t.weight.any() else ())
             cuts = tuple(sorted({self.nodes[n].end for n in path})) if rows == "edge" else ()
             trajectories.append(replace(t, weight=weight, cuts=cuts))
         advantages = group.advantages and tuple(

@@ -57,7 +57,7 @@ class Rover(Surrogate):
         from rlvr.objectives.ratio import log_ratio
 
         rho = self.config.rho
-        change = view.mask * (view.streams["mean_logp"] - view.streams["old_mean_logp"])
+        change = view.streams["mean_logp"] - view.streams["old_mean_logp"]  # 0 where not trained: the view is guarded
         following = rho * pad(change[:, 1:], (0, 1))
         q = rho * log_ratio(view.logp, view.old_logp)
         return (q - view.advantages - following).square(), {"next_value": following}

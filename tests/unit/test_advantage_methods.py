@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from rlvr.advantages.base import Estimator
+from rlvr.advantages.dr_grpo import DrGrpo
+from rlvr.advantages.grpo import Grpo
 from rlvr.advantages.lite_ppo import LitePPO
 from rlvr.advantages.magistral import Magistral
 from rlvr.advantages.max_rl import MaxRL
@@ -22,7 +24,9 @@ from rlvr.advantages.reinforce_plus_plus_baseline import ReinforcePlusPlusBaseli
 from rlvr.advantages.remax import ReMax
 from rlvr.advantages.rloo import RLOO
 from rlvr.batching import collate
+from rlvr.credit import shape_rewards
 from rlvr.explore.base import Draw
+from rlvr.recipe import KL, Overlong
 from rlvr.rollout.groups import drop_reason
 from rlvr.types import Group, Origin, Sampling, Task, Trajectory, Verdict
 
@@ -146,6 +150,26 @@ def test_otb_reads_the_streams_of_the_old_weights() -> None:
     np.testing.assert_allclose(got.advantages[1][2:], [-0.5, -0.5, 0.0])
 
 
+@pytest.mark.parametrize("stream", ["old_logp", "sum_sq"])
+@pytest.mark.parametrize("bad", [nan, -np.inf])
+def test_otb_gives_a_token_of_unknown_log_prob_no_energy(stream: str, bad: float) -> None:
+    one = row(1.0, tokens=2)
+    broken = np.where(np.arange(4) == 3, bad, one.streams[stream]).astype(np.float32)
+    (got,) = estimate(OTB, [group(replace(one, streams={**one.streams, stream: broken}), row(0.0, tokens=2))])
+    assert got.advantages is not None
+    np.testing.assert_allclose(got.advantages[1][2:], [-0.5, -1 / 3])  # W = 1, 1 and 1, 2 times the same
+
+
+def test_kl_in_the_reward_leaves_out_a_token_of_unknown_log_prob() -> None:
+    one = row(1.0, tokens=2)
+    broken = replace(one, streams={**one.streams, "ref_logp": np.array([0, 0, np.log(0.5), nan], np.float32)})
+    (got,) = shape_rewards(
+        [group(one, broken)], [], overlong=Overlong(), kl=KL(coef=1.0, where="reward", estimator="k1"), max_tokens=9
+    )
+    assert got.rewards is not None
+    np.testing.assert_allclose(got.rewards, [1 + 2 * np.log(2), 1 + np.log(2)], rtol=1e-6)
+
+
 # --- what is masked -------------------------------------------------------------------------------------------
 
 
@@ -228,3 +252,50 @@ def test_one_sample_a_prompt_is_enough() -> None:
     assert first(got) == [1.0, 0.0]
     one, two = make(ReinforcePlusPlus).advantage([group(row(1.0)), group(row(0.0), draw=1)])
     assert first(one) == [1.0] and first(two) == [-1.0]
+
+
+# --- rows that are not trained on -----------------------------------------------------------------------------
+
+
+def untrained(t: Trajectory) -> Trajectory:
+    return replace(t, weight=np.zeros_like(t.weight))
+
+
+@pytest.mark.parametrize("cls", [Grpo, DrGrpo, RLOO, MaxRL, PassAtK, ReMax], ids=lambda c: c.kind)
+def test_a_masked_row_stays_in_the_baseline_of_its_group(cls: type[Estimator]) -> None:
+    rows = (row(1.0), row(1.0), row(0.0), *extra(cls))
+    (whole,) = estimate(cls, [group(*rows)])
+    (masked,) = estimate(cls, [group(*rows[:2], untrained(rows[2]), *rows[3:])])
+    assert first(masked)[:2] == first(whole)[:2] and first(masked)[2] == 0 != first(whole)[2]
+
+
+@pytest.mark.parametrize(
+    ("cls", "expected"),
+    [
+        (LitePPO, [0.866025, 0.866025, -0.866025]),  # rewards 1, 1, 0: an unbiased std of sqrt(1/3)
+        (Magistral, [1.060660, 1.060660, -1.060660]),  # centred .5, .5, -.5: a std of sqrt(2)/3
+        (ReinforcePlusPlusBaseline, [0.707107, 0.707107, -1.414214]),  # the same, and a mean of 1/6
+        (ReinforcePlusPlus, [0.707107, 0.707107, -1.414214]),  # 1, 1, 0
+    ],
+    ids=lambda c: getattr(c, "kind", ""),
+)
+def test_a_masked_row_is_in_no_statistic_of_the_step(cls: type[Estimator], expected: list[float]) -> None:
+    one, two = estimate(cls, [group(row(1.0), untrained(row(0.0))), group(row(1.0), row(0.0), draw=1)])
+    assert first(one) + first(two) == pytest.approx([expected[0], 0.0, *expected[1:]], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "cls", [LitePPO, Magistral, ReinforcePlusPlusBaseline, ReinforcePlusPlus], ids=lambda c: c.kind
+)
+def test_shaping_alone_is_not_blown_up_because_a_masked_row_has_another_score(cls: type[Estimator]) -> None:
+    shaped = group(row(1.0), row(1.0), untrained(row(0.0))).with_(rewards=np.array([1.0, 1.0 - 1e-3, 0.0], np.float32))
+    (got,) = estimate(cls, [shaped])
+    assert np.ptp(first(got)[:2]) == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("cls", [OPO, OTB], ids=lambda c: c.kind)
+def test_baselines_that_weigh_by_trained_tokens_give_a_masked_row_no_weight(cls: type[Estimator]) -> None:
+    rows = (row(1.0), row(0.0))
+    (without,) = estimate(cls, [group(*rows)])
+    (masked,) = estimate(cls, [group(*rows, untrained(row(1.0)))])
+    assert first(masked) == [*first(without), 0.0]

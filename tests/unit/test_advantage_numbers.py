@@ -34,6 +34,11 @@ def close(got: object, expected: object) -> None:
     np.testing.assert_allclose(np.asarray(got, float), np.asarray(expected, float), atol=1e-6, rtol=0)
 
 
+def all_count(estimate: Callable[..., list[F64]], **options: bool) -> Step:
+    """Every reward of the step counts in what is over the step."""
+    return lambda groups: estimate(groups, [np.ones(len(g), dtype=bool) for g in groups], **options)
+
+
 def each(estimate: Callable[[F64], F64]) -> Step:
     return lambda groups: [estimate(g) for g in groups]
 
@@ -55,8 +60,8 @@ STEPS: dict[str, Step] = {  # rewards of the step's groups -> one number a row
     "otb": each(token_baselines),
     "max_rl": each(max_rl),
     "pass_at_k": each(lambda g: pass_at_k(g, min(2, int((g == g).sum())) or 1)),
-    "lite_ppo": lite_ppo,
-    "magistral": magistral,
+    "lite_ppo": all_count(lite_ppo),
+    "magistral": all_count(magistral),
     "reinforce_plus_plus_baseline": lambda groups: reinforce_plus_plus_baseline(groups, lengths(groups)),
 }
 GROUPED = sorted(STEPS)
@@ -83,14 +88,14 @@ def test_opo_numbers() -> None:
 
 
 def test_lite_ppo_numbers() -> None:
-    first, second = lite_ppo(TWO_GROUPS)
+    first, second = STEPS["lite_ppo"](TWO_GROUPS)
     close(first, [1.403122, -0.467707, -0.467707, -0.467707])
     close(second, [0.467707, 0.467707, 0.467707, -1.403122])
 
 
 def test_magistral_numbers() -> None:
     """The population's std of the centred rewards: sqrt(3)/4."""
-    first, second = magistral(TWO_GROUPS)
+    first, second = STEPS["magistral"](TWO_GROUPS)
     close(first, np.array([0.75, -0.25, -0.25, -0.25]) * 4 / sqrt(3))
     close(second, np.array([0.25, 0.25, 0.25, -0.75]) * 4 / sqrt(3))
 
@@ -138,6 +143,7 @@ def test_max_rl_is_the_truncated_likelihoods_gradient() -> None:
         (8, 1, 4, (1.0, -0.142857)),
         (8, 4, 4, (0.120386, -0.120386)),
         (8, 5, 4, (0.0, 0.0)),
+        (4, 1, 2, (1.0, -0.333333)),
         (4, 1, 1, (1.732051, -0.577350)),
     ],
 )
@@ -291,14 +297,14 @@ def test_a_shift_of_the_rewards_changes_nothing(name: str) -> None:
 
 
 def test_magistral_is_reinforce_plus_plus_baseline_with_equal_lengths() -> None:
-    sizes = [[4] * 4] * 2
-    for rows, tokens in zip(magistral(TWO_GROUPS), reinforce_plus_plus_baseline(TWO_GROUPS, sizes), strict=True):
+    tokens_of = reinforce_plus_plus_baseline(TWO_GROUPS, [[4] * 4] * 2)
+    for rows, tokens in zip(STEPS["magistral"](TWO_GROUPS), tokens_of, strict=True):
         close(rows, tokens)
 
 
 @pytest.mark.parametrize("estimate", [lite_ppo, magistral])
 def test_undivided_rewards_keep_their_size(estimate: Callable[..., list[F64]]) -> None:
-    for got, group in zip(estimate(TWO_GROUPS, divide=False), TWO_GROUPS, strict=True):
+    for got, group in zip(all_count(estimate, divide=False)(TWO_GROUPS), TWO_GROUPS, strict=True):
         close(got, centred(group))
 
 

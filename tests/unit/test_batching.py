@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlvr.batching import collate, micro_batches, row_table, split_updates, token_batch
+from rlvr.credit import without_truncated
 from tests.unit.rows import make_group
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=60)
@@ -66,7 +67,9 @@ def test_epochs_have_orders_of_their_own() -> None:
 def test_error_rows_and_truncated_rows_have_no_weight() -> None:
     group = make_group(0, scores=[1.0, 0.0, 0.0], errors=[None, "timeout", None], finishes=["stop", "stop", "length"])
     assert [float(r.weight.sum()) for r in collate([group])] == [3.0, 0.0, 3.0]
-    assert [float(r.weight.sum()) for r in collate([group], mask_truncated=True)] == [3.0, 0.0, 0.0]
+    masked = without_truncated([group])
+    assert [float(r.weight.sum()) for r in collate(masked)] == [3.0, 0.0, 0.0]
+    assert [v.score for v in (t.verdict for t in masked[0].trajectories) if v] == [1.0, 0.0, 0.0]
     assert row_table([group, group]) == [(0, 1, 2), (3, 4, 5)]
 
 

@@ -176,6 +176,8 @@ def test_unknown_keys_name_the_closest_key_of_their_own_level(tmp_path: Path) ->
 
 
 def test_wrong_types(tmp_path: Path) -> None:
+    two = problems(write(tmp_path, MINIMAL + "objective: [gspo, clip]\n"))
+    assert two == ['r.yaml:3: objective: got ["gspo", "clip"], expected one mapping (key: value) and not a list']
     text = MINIMAL + "run: 7\nsteps: true\nkl: 3\nvllm: [1]\nsampling: {stop: a, temperature: .inf}\ndeepspeed:\n"
     assert problems(write(tmp_path, text)) == [
         "r.yaml:3: run: got 7, expected text (put it in quotes)",

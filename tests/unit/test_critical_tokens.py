@@ -42,6 +42,8 @@ def test_weights_of_the_specification(vocab: int, top: float, weight: float) -> 
 def test_certainty_is_0_where_uniform_and_1_where_one_hot() -> None:
     assert certainty([0.25] * 4) == pytest.approx(0.0, abs=1e-12)
     assert certainty([1.0, 0.0, 0.0]) == 1.0
+    assert certainty(spread(0.9, 16)) == pytest.approx(0.961999, abs=1e-6)
+    assert certainty(spread(0.5, 16)) == pytest.approx(0.75, abs=1e-6)
     assert certainty([0.5, 0.25, 0.15, 0.1]) == pytest.approx(1 + math.log(0.5) / math.log(4))
     single = torch.tensor([[0.1] * 10]).log()  # rounding must not give a negative number: it is raised to a power
     assert float(reduction("certainty(3.0)")(single, torch.tensor([0]))) >= 0.0

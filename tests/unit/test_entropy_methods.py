@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import inf, log, nan, tanh
+from math import inf, nan, tanh
 from typing import Any
 
 import numpy as np
@@ -148,44 +148,6 @@ def test_forking_tokens() -> None:
     assert build(ForkingTokens, rho=1.0).knobs(update()) is None
 
 
-# --- Lp-Reg ----------------------------------------------------------------------------------------------------------
-
-
-def lp_row(old: F32, **streams: F32) -> Row:
-    return replace(row(0), advantages=f32(-1, -1, -1), streams={"old_logp": old, **streams})
-
-
-def test_lp_reg_numbers() -> None:
-    """pi = .04 under a proxy of .05/.95: penalty .041353, slope -.315789."""
-    method = build(LpReg, rho=1.0)
-    logp = torch.tensor([[log(0.04)]], requires_grad=True)
-    blank, one = torch.zeros(1, 1), torch.ones(1, 1)
-    streams = {method.kept: torch.tensor([[log(0.95)]])}
-    view = TokenView(logp, torch.tensor([[log(0.05)]]), blank, one, -one, one, streams=streams, mark=one)
-    loss = method.token_loss(view, blank)
-    loss.sum().backward()
-    assert float(loss.detach()) == pytest.approx(0.041353, abs=1e-6)
-    assert float(logp.grad) == pytest.approx(-0.315789, abs=1e-6)
-    h = 1e-3
-    ends = [float(method.token_loss(replace(view, logp=logp.detach() + s * h), blank)) for s in (1, -1)]
-    assert (ends[0] - ends[1]) / (2 * h) == pytest.approx(-0.315789, abs=1e-3)
-
-
-def test_lp_reg_selection() -> None:
-    method = build(LpReg, kappa=0.1, rho=1.0)
-    kept = {"max_prob": f32(0.6, 0.6, 0.6), method.kept: np.log(f32(0.9, 0.9, 0.9))}
-    rows = [lp_row(np.log(f32(0.3, 0.06, 0.05)), **kept)]  # the third is below 0.1 * 0.6: no sensible token
-    assert marked(method.knobs(update([{"logp": np.log(f32(0.3, 0.06, 0.05))}], rows))) == [[1, 1, 0]]
-    now = np.log(f32(0.4, 0.06, 0.05))  # the first is above its proxy of 1/3 already
-    said = method.knobs(update([{"logp": now}], rows))
-    assert marked(said) == [[0, 1, 0]] and said.metrics["candidates"] == 3
-    positive = [replace(rows[0], advantages=f32(1, 1, 1))]
-    assert marked(method.knobs(update([{"logp": now}], positive))) == [[0, 0, 0]]
-    few = build(LpReg, kappa=0.1, rho=0.5).knobs(update([{"logp": now}], rows))
-    assert few.metrics["candidates"] == 2 and marked(few) == [[0, 1, 0]]  # the lowest 2 of 3
-    assert build(LpReg, rho=0.0).knobs(update([{"logp": now}], rows)) is None
-
-
 # --- SIREN -----------------------------------------------------------------------------------------------------------
 
 
@@ -270,6 +232,9 @@ def test_adaptive_entropy_moves_by_delta_within_its_bounds() -> None:
         method.observe(with_entropy([group([3, 4], [1, 0])], entropy), {})
         seen.append(method.coef)
     assert seen == pytest.approx([0.005, 0.01, 0.012, 0.007, 0.002, 0.0, 0.0])
+    at = build(AdaptiveEntropy, target=0.25, delta=0.005, initial=0.01)
+    at.observe(with_entropy([group([3, 4], [1, 0])], 0.25), {})
+    assert at.coef == 0.005  # at the target it falls
     method.observe(with_entropy([group([3], [None])], 0.1), {})  # no verdict: nothing is learned from it
     assert method.coef == 0.0
 
@@ -332,6 +297,10 @@ def test_effective_rank_averages() -> None:
     assert high[1].tolist() == [-1, -1, -1]
     said = method.observe([second], {})
     assert said["active"] == 3 and said["nonfinite_rows"] == 1
+    greedy = replace(second.trajectories[0], weight=np.zeros_like(second.trajectories[0].weight))
+    other = build(EffectiveRank, coef=1.0, ema=0.3)
+    other.observe([second.with_(trajectories=(greedy, first.trajectories[1]))], {})
+    assert other.means == pytest.approx((4.0, 2.0, 0.0))  # a row that is not trained on has no ranks
     assert method.means == pytest.approx((0.7 * 3 + 0.3 * 8, 1.0, 0.0))
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlvr.explore.base import Draw, Knobs, Update
-from rlvr.explore.clip_cov import ClipCov
+from rlvr.explore.clip_cov import ClipCov, clipped
 from rlvr.explore.entropy_bonus import EntropyBonus
 from rlvr.explore.hashing import random_subset, splitmix64, uniform
 from rlvr.explore.length_reward import LengthReward, length_scores
@@ -142,6 +142,12 @@ def test_tokens_that_ppo_clips_are_no_candidates() -> None:
     assert marked(knobs(ratio=1.0, low=-9, high=9, clip=(0.6, 0.6))) == [[1, 1, 1], [1, 1, 0]]
 
 
+def test_ppo_clips_where_the_ratio_left_the_bounds_on_the_side_of_the_advantage() -> None:
+    log_ratio, signs = np.log(f32(1.5, 1.5, 1.5, 0.5, 0.5, 0.5)), f32(1, 0, -1, 1, 0, -1)
+    assert clipped(log_ratio, signs, (0.2, 0.3)).tolist() == [True, False, False, False, False, True]
+    assert not clipped(f32(0, 0), f32(1, -1), (0.0, 0.0)).any()  # on the bound nothing is clipped
+
+
 @pytest.mark.parametrize(("ratio", "k"), [(1e-6, 1), (0.39, 1), (0.41, 2), (0.81, 4), (1.0, 4)])
 def test_the_number_picked(ratio: float, k: int) -> None:
     """k = max(floor(ratio * 5), 1), of 4 candidates."""
@@ -163,6 +169,8 @@ def test_selection_is_global_where_one_row_alone_selects_nothing() -> None:
     alone = Update(rows=[row(0)], stats=[{"logp": NEW[0]}], update=0, step=0, seed=0, clip=(1.0, 1.0))
     method = ClipCov(ClipCov.Config(ratio=1.0, low=0.1, high=9))
     assert method.knobs(alone).metrics["candidates"] == 0
+    for window in ({"low": 0.0, "high": 9}, {"low": -9, "high": 0.0}):  # their ends are not in them
+        assert ClipCov(ClipCov.Config(ratio=1.0, **window)).knobs(alone).metrics["candidates"] == 0
     assert knobs(ratio=1.0, low=0.1, high=9).metrics["candidates"] == 3
 
 

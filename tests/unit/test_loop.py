@@ -14,7 +14,7 @@ import pytest
 
 from rlvr.buffer import Buffer
 from rlvr.engine.protocols import Which
-from rlvr.explore.base import AddOn, AddOnConfig, Draw, Update
+from rlvr.explore.base import AddOn, AddOnConfig, Draw, Update, stream_mean
 from rlvr.explore.base import Knobs as AddOnKnobs
 from rlvr.loop import train
 from rlvr.parts import Loop
@@ -233,6 +233,51 @@ async def test_hooks_come_in_order_and_their_metrics_are_named() -> None:
     # the first update reuses what was measured for credit, the second measures the current weights
     assert [(set(n), rows) for n, _, rows in policy.measured] == [({"logp", "entropy"}, 4), ({"logp"}, 2)]
     assert policy.plans[0].knobs == {"probe": {"x": 1.0}} and len(policy.plans[1].marks["probe"]) == 2
+
+
+class Weights(AddOn):
+    """Notes what credit, the update and the end of a step see of each row."""
+
+    kind = "weights"
+    Config = AddOnConfig
+    needs = frozenset({"entropy"})
+
+    def __init__(self) -> None:
+        super().__init__(AddOnConfig())
+        self.seen: dict[str, list[float]] = {}
+
+    def advantage(self, groups: Sequence[Group]) -> Sequence[Group]:
+        self.seen["rewards"] = [float(r) for g in groups for r in (g.rewards if g.rewards is not None else ())]
+        self.seen["credit"] = [float(t.weight.sum()) for g in groups for t in g.trajectories]
+        return groups
+
+    def knobs(self, update: Update) -> AddOnKnobs:
+        self.seen["update"] = [float(r.weight.sum()) for r in update.rows]
+        self.seen["scale"] = update.scale.tolist()
+        return AddOnKnobs()
+
+    def observe(self, groups: Sequence[Group], metrics: Metrics) -> Metrics:
+        self.seen["entropy"] = [stream_mean(groups, "entropy") or 0.0]
+        return {}
+
+
+@pytest.mark.parametrize(("kind", "second"), [("none", 3.0), ("mask", 0.0)])
+async def test_a_truncated_row_keeps_its_reward_and_leaves_the_loss_and_the_means(kind: str, second: float) -> None:
+    probe = Weights()
+    loop, _, _ = make_loop(recipe(steps=1, prompts=1, overlong={"kind": kind}), addons=[probe])
+
+    async def sample(draw: Draw) -> Group:
+        return make_group(draw.index, scores=[0.0, 1.0], finishes=["stop", "length"])
+
+    async def measure(batch: TokenBatch, needs: Iterable[str], model: Which = "policy") -> Streams:
+        return [{n: np.full_like(r.weight, 1.0 + 2.0 * i) for n in needs} for i, r in enumerate(batch.picked)]
+
+    loop.sample, loop.policy.measure = sample, measure  # type: ignore[method-assign]
+    await train(loop)
+    assert probe.seen["rewards"] == [0.0, 1.0]
+    assert probe.seen["credit"] == probe.seen["update"] == [3.0, second]
+    assert probe.seen["scale"] == pytest.approx([1 / 3, 0.0] if kind == "mask" else [1 / 6, 1 / 6])
+    assert probe.seen["entropy"] == [1.0 if kind == "mask" else 2.0]
 
 
 async def test_a_stop_keeps_what_was_finished() -> None:

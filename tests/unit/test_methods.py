@@ -128,7 +128,19 @@ def test_every_wrong_method_is_told_at_once(tmp_path: Path) -> None:
     assert found[0].startswith("advantage.kind: unknown advantage estimator 'grp', did you mean 'grpo'? known in ")
     assert found[1] == "objective.hihg: unknown key, did you mean 'high'?"
     assert found[2] == "objective.correction.cap: got -1, expected a number > 0"
-    assert found[3].startswith("explore.0.kind: unknown add-on 'tis'")
+    assert found[3] == (
+        "explore.0.kind: 'tis' is no add-on but correction, of which a run has one: "
+        "write `objective: {correction: {kind: tis}}`"
+    )
+
+
+def test_a_second_objective_is_refused_with_a_reason(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="'gspo' is no add-on but objective, of which a run has one: write `objective"
+    ):
+        build_methods(recipe(explore=[{"kind": "gspo"}]), project=tmp_path)
+    with pytest.raises(ConfigError, match="'clip_cov' is no objective but add-on: write `explore: "):
+        build_methods(recipe(objective={"kind": "clip_cov"}), project=tmp_path)
 
 
 def test_defaults_are_what_the_recipe_does_not_write(tmp_path: Path) -> None:

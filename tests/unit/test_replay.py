@@ -25,6 +25,7 @@ from rlvr.explore.repo import RePO, chosen
 from rlvr.loop import train
 from rlvr.objectives.ratio import shaped_ratio
 from rlvr.objectives.view import TokenView
+from rlvr.observer import drop_metrics
 from rlvr.parts import Loop
 from rlvr.rollout.replay import Entry, ReplayStore, age, replayed, unstorable, unusable, without
 from rlvr.types import F32, Group, Origin, Sampling, Task, Trajectory, Verdict
@@ -103,6 +104,7 @@ def test_what_cannot_be_replayed_is_refused_with_a_reason() -> None:
     assert unstorable(replace(good, source="luffy")) == "source"
     assert unstorable(replace(good, generated_under=PROMPT)) == "source"
     assert unstorable(replace(good, verdict=Verdict(0.0, False, error="timeout"))) == "error"
+    assert unstorable(replace(good, weight=np.zeros(5, np.float32))) == "untrained"
     assert unstorable(replace(good, logprobs=np.full(5, np.nan, np.float32))) == "unknown behaviour"
     assert unstorable(replace(good, origin=np.full(5, Origin.DEMO, np.int8))) == "unknown behaviour"
     decode = ToyContext().decode
@@ -127,6 +129,24 @@ def test_lag_is_of_fresh_rows_and_rows_know_their_source() -> None:
     assert (said["lag/mean"], said["lag/max"]) == (0.0, 0.0)
     assert age(old[0], 7) == 5
     assert [r.source for r in collate([g])] == ["policy", "policy", "exgrpo"]
+
+
+def test_the_steps_rewards_are_of_what_the_policy_sampled() -> None:
+    """A demonstration, a replayed row and a greedy one say nothing of it, nor does a row in error."""
+    g = group("0", [1, 0, 0, 0])
+    broken = replace(g.trajectories[3], verdict=Verdict(0.0, False, error="timeout"))
+    others = [replace(g.trajectories[0], source=s, finish="length") for s in ("luffy", "exgrpo", "greedy")]
+    g = g.with_(trajectories=(*g.trajectories[:3], broken, *others))
+    g = g.with_(rewards=np.array([0.9, 0.0, 0.0, np.nan, 5, 5, 5], np.float32))
+    said = group_metrics([g], version=0)
+    assert said["reward/mean"] == pytest.approx(0.3) and said["reward/pass_rate"] == pytest.approx(1 / 3)
+    assert said["reward/errors"] == 1 and said["response/truncated"] == 0
+    assert drop_metrics([g])["sampled/pass_rate"] == pytest.approx(1 / 3)
+    failed = g.with_(trajectories=(*g.trajectories[1:3], *others), rewards=np.array([0, 0, 5, 5, 5], np.float32))
+    assert group_metrics([g, failed], version=0)["groups/solved"] == 0.5
+    dead = g.with_(trajectories=(broken,), rewards=np.array([np.nan], np.float32))
+    said = group_metrics([dead], version=0)  # not a 0: nothing is known
+    assert math.isnan(said["reward/mean"]) and math.isnan(said["reward/pass_rate"])
 
 
 def test_measured_streams_serve_the_first_update_only_for_the_same_rows() -> None:

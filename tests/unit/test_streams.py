@@ -4,6 +4,7 @@ naive computation from full logits."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor
 from rlvr.engine.forward import TokenStreams, forward, own_part
 from rlvr.objectives.effective_rank import effective_rank, rank_dynamics
 from rlvr.objectives.pooling import pooled_state
-from rlvr.objectives.streams import parse, reduction
+from rlvr.objectives.streams import _wide_nucleus, nucleus_entropy, parse, reduction
 from rlvr.types import Row, stream
 from tests.unit.test_forward import VOCAB, Biggest, filler, make, row
 
@@ -66,6 +67,53 @@ def test_the_nucleus_is_that_of_a_full_sort(vocab: int, p: float, sharp: float, 
     logp = (torch.randn(3, vocab, generator=generator, dtype=torch.float64) * sharp).log_softmax(-1)
     got = reduction(stream("top_p_entropy", p))(logp, torch.zeros(3, dtype=torch.long))
     torch.testing.assert_close(got, naive_nucleus_entropy(logp, p))
+
+
+def wide_rows() -> Tensor:
+    """Near-uniform rows of 4,000 tokens: plain, one with ties, all equal, half of it impossible; and a sharp one."""
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(5, 4000, generator=generator, dtype=torch.float64)
+    z[1] = (z[1] * 4).round() / 4
+    z[2] = 0.0
+    z[3, ::2] = -math.inf
+    z[4] *= 9
+    return z.log_softmax(-1)
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.8, 0.99, 1 - 1e-9])
+def test_a_wide_nucleus_is_that_of_a_full_sort(p: float) -> None:
+    logp = wide_rows()
+    got = nucleus_entropy(logp, p=p)
+    torch.testing.assert_close(got, naive_nucleus_entropy(logp, p), rtol=1e-9, atol=1e-9)
+    alone = torch.cat([nucleus_entropy(logp[i : i + 1], p=p) for i in range(5)])
+    torch.testing.assert_close(got, alone, rtol=1e-12, atol=1e-12)  # each in its place, whatever stands beside it
+
+
+def test_the_nucleus_has_as_few_tokens_as_reach_p() -> None:
+    logp = wide_rows()[:4]
+    inside = _wide_nucleus(logp, p=0.7)
+    assert abs(int(inside[2].sum()) - 2800) <= 1  # 0.7 of 4,000 equal ones
+    for one, kept in zip(logp, inside, strict=True):
+        mass, last = float(one[kept].exp().sum()), float(one[kept].amin().exp())
+        assert one[~kept].amax() <= one[kept].amin()
+        assert mass >= 0.7 - 1e-9 and mass - last < 0.7 + 1e-9
+
+
+def test_the_gradient_of_a_wide_nucleus() -> None:
+    def gradient(reduce: Callable[..., Tensor]) -> Tensor:
+        flat = torch.linspace(-1.5, 1.5, 200, dtype=torch.float64).sin()
+        logits = torch.stack([flat, 20 * flat]).requires_grad_()  # the second has a narrow one
+        (reduce(logits.log_softmax(-1), p=0.8) * torch.tensor([1.0, 3.0])).sum().backward()
+        assert logits.grad is not None
+        return logits.grad
+
+    def naive(logp: Tensor, *, p: float) -> Tensor:
+        return naive_nucleus_entropy(logp, p)
+
+    torch.testing.assert_close(gradient(nucleus_entropy), gradient(naive), rtol=1e-9, atol=1e-12)
+    impossible = wide_rows()[3:4].requires_grad_()
+    nucleus_entropy(impossible, p=0.8).sum().backward()
+    assert impossible.grad is not None and impossible.grad.isfinite().all() and not impossible.grad[0, ::2].any()
 
 
 def naive_nucleus_entropy(logp: Tensor, p: float) -> Tensor:

@@ -122,6 +122,11 @@ def test_rows_once_and_as_edges() -> None:
     assert every[1].weight.tolist() == [0, 0, 0, 0, 0, 1, 1]
     (broken,) = TreeRL(Config(rows="path_dedup")).advantage([rt1(None, 1.0, 0.0, 0.0)])
     assert broken.trajectories[0].weight.sum() == 0 and broken.trajectories[2].weight.sum() == 5  # a living row owns
+    cut = rt1(1.0, 1.0, 0.0, 0.0)
+    masked = replace(cut.trajectories[0], weight=np.zeros_like(cut.trajectories[0].weight))  # `overlong: mask`
+    cut = cut.with_(trajectories=(masked, *cut.trajectories[1:]))
+    (kept,) = TreeRL(Config(rows="path_dedup")).advantage([cut])
+    assert kept.trajectories[0].weight.sum() == 0 and kept.trajectories[2].weight.sum() == 5
 
 
 def test_links_that_cannot_be() -> None:
