@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlvr.explore.deep_search import Config, DeepSearch, backed_up, token_scores
-from rlvr.rollout.tree import Tree
-from rlvr.types import Group
+from rlvr.explore.base import Draw
+from rlvr.explore.deep_search import Config, DeepSearch, Search, SearchNode, backed_up, token_scores
+from rlvr.rollout.tree import Grower, Ledger, Tree, Twig
+from rlvr.types import Group, Sampling, Verdict
 from tests.unit.test_tree import TASK, Fake, check, flat, leaf, same, sampled
 
 
@@ -61,21 +63,82 @@ def test_one_chunk_is_plain_sampling() -> None:
     assert same(sampled(DeepSearch(Config(depth=1)), Fake()), flat())
 
 
+def hard(right: int = 2) -> Group:
+    """Three wrong answers, and a right one at this place."""
+    rows = [leaf([10, 11 + i], float(i == right)) for i in range(4)]
+    return Group(TASK, 0, tuple(replace(t, text=Fake().decode(t.tokens[3:])) for t in rows), prompt_len=3)
+
+
 def test_solutions_of_hard_prompts_come_back() -> None:
-    method = DeepSearch(Config())
-    rows = tuple(leaf([10, 11 + i], float(i == 2)) for i in range(4))
-    hard = Group(TASK, 0, rows, prompt_len=3)
-    assert method.observe([hard], {})["cached"] == 1
+    method, before = DeepSearch(Config()), hard()
+    rows = before.trajectories
+    heat = np.linspace(1.5, 0.5, 5).astype(np.float32)  # as annealing leaves it
+    before = before.with_(trajectories=(*rows[:2], replace(rows[2], temperature=heat), rows[3]))
+    assert method.observe([before], {})["cached"] == 1
     copy = DeepSearch(Config())
     copy.load_state_dict(json.loads(json.dumps(method.state_dict())))
+    assert copy.state_dict() == method.state_dict()
     group = sampled(copy, Fake())
     first, plain = group.trajectories[0], flat()
-    assert first.source == "replay" and np.array_equal(first.tokens, rows[2].tokens)
+    assert first.source == "deep_search" and np.array_equal(first.tokens, rows[2].tokens)
     np.testing.assert_array_equal(first.logprobs, rows[2].logprobs)
-    assert first.verdict is not None and first.verdict.correct and (first.version == -1).all()
+    np.testing.assert_array_equal(first.temperature, heat)
+    assert first.verdict is not None and first.verdict.correct and first.weight.tolist() == [0, 0, 0, 1, 1]
     assert same(group.with_(trajectories=group.trajectories[1:]), plain.with_(trajectories=plain.trajectories[1:]))
     assert copy.advantage([group])[0] is group  # no tree: the estimator's
-    easy = hard.with_(trajectories=(rows[2], rows[2], rows[0]))
+    assert copy.observe([group], {})["replayed"] == 1
+    easy = before.with_(trajectories=(rows[2], rows[2], rows[0]))
     assert method.observe([easy], {})["cached"] == 0
     off = DeepSearch(Config(cache=False))
-    assert off.observe([hard], {})["cached"] == 0
+    assert off.observe([before], {})["cached"] == 0
+
+
+def test_a_remembered_solution_says_nothing_of_how_hard_the_prompt_is() -> None:
+    """One of eight own responses right, beside two replayed ones: 3 of 10 would be above a quarter."""
+    method = DeepSearch(Config())
+    own = [leaf([20 + i], float(i == 7)) for i in range(8)]
+    old = [replace(leaf([9, i], 1.0), source="deep_search") for i in range(2)]
+    group = Group(TASK, 0, (*old, *own), prompt_len=3)
+    assert method.observe([group], {})["cached"] == 1
+    assert [e.row.tokens.tolist() for e in method.store.of("t")] == [[1, 2, 3, 27]]
+    quarter = group.with_(trajectories=(*old, *own[4:]))
+    assert method.observe([quarter], {})["cached"] == 1  # at most a quarter
+    assert method.observe([quarter.with_(trajectories=tuple(own[5:]))], {})["cached"] == 0
+
+
+def test_a_solution_of_another_tokenizer_is_refused_counted_and_forgotten() -> None:
+    method = DeepSearch(Config())
+    group = hard()
+    method.observe([group.with_(trajectories=tuple(replace(t, text="7 7") for t in group.trajectories))], {})
+    assert method.store.tasks == ["t"]
+    group = sampled(method, Fake())
+    assert same(group, sampled(DeepSearch(Config()), Fake())) and group.counts["deep_search/refused_rows"] == 1
+    said = method.observe([group.with_(trajectories=tuple(hard(9).trajectories))], {})
+    assert (said["refused_rows"], said["replayed"], said["cached"]) == (1, 0, 0)
+
+
+def test_values_of_the_search_on_the_specifications_tree() -> None:
+    """root .25, d1 .5, d2 .75, d3 1 after T1; T2 leaves d1 and the root as they are."""
+    search = Search(
+        Config(), Grower(Draw(TASK, 0, 0, 2, Sampling(), ctx=Fake()), Fake(), Ledger(None), "x", 3), chunk=2
+    )
+    right, wrong = Verdict(1.0, True), Verdict(0.0, False)
+
+    def node(parent: SearchNode | None, *path: int, end: Verdict | None = None) -> SearchNode:
+        row = replace(leaf([1], 0.0), verdict=end)
+        made = SearchNode(Twig(row, path, ()), parent, end=end is not None)
+        search.waiting += [made] if end else []
+        return made
+
+    root = node(None)
+    d1 = node(root, 0)
+    d2, e2 = node(d1, 0, 0), node(d1, 0, 1)
+    d3, e3 = node(d2, 0, 0, 0, end=right), node(e2, 0, 1, 0, end=wrong)
+    search._count(d3)
+    assert [n.value for n in (root, d1, d2, d3)] == [0.25, 0.5, 0.75, 1.0]
+    search._count(e3)
+    assert [n.value for n in (root, d1, d2, d3)] == [0.25, 0.5, 0.75, 1.0]
+    assert [n.value for n in (e2, e3)] == [-0.75, -1.0] and root.visits == 2
+    broken = node(d1, 0, 2, end=Verdict(0.0, False, error="timeout"))
+    search._count(broken)
+    assert search.ends == [d3, e3, broken] and (broken.value, root.visits) == (0.0, 2)
