@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from rlvr.recipe import Recipe
 
 
+COMPARING = ("diver", "length_reward", "rep_exp")  # rewards that depend on the other rows of a group
+
+
 class Config(AddOnConfig):
     """`ratio` of the draws replay, from a pass rate of `start` on; `beta` shapes; `keep` responses a task."""
 
@@ -67,8 +70,15 @@ class Exgrpo(AddOn):
         self._drawn: dict[int, Task] = {}  # draw -> the task that replaced its own, until it is observed
 
     def problems(self, recipe: Recipe) -> Sequence[str]:
-        """A group needs fresh responses beside the replayed one."""
-        return [] if recipe.group > 2 else [f"{self.kind!r} needs group >= 3, got {recipe.group}; raise it"]
+        """A group needs fresh responses beside the replayed one; a bonus that compares rows must not see them all."""
+        kinds = [spec.kind for spec in recipe.explore]
+        before = kinds[: kinds.index(self.kind)] if self.kind in kinds else []
+        found = [] if recipe.group > 2 else [f"{self.kind!r} needs group >= 3, got {recipe.group}; raise it"]
+        return found + [
+            f"{kind!r} stands before it in explore and would compare all stored responses: move it behind {self.kind!r}"
+            for kind in COMPARING
+            if kind in before
+        ]
 
     def sampler(self, sample: Sample) -> Sample:
         """Replay draws: another task, one fresh response less, and the pool's responses behind the fresh ones."""

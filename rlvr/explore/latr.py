@@ -24,9 +24,10 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from rlvr.explore.base import AddOnConfig, Draw, Sample
+from rlvr.rollout.replay import counted
 from rlvr.rollout.tree import Grower, Stem
 from rlvr.rollout.tree_method import TreeMethod
-from rlvr.types import I32, Group, Origin, Trajectory
+from rlvr.types import I32, Group, Metrics, Origin, Trajectory
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -139,6 +140,10 @@ class LATR(TreeMethod):
     def advantage(self, groups: Sequence[Group]) -> Sequence[Group]:
         """The estimator's."""
         return groups
+
+    def observe(self, groups: Sequence[Group], metrics: Metrics) -> Metrics:
+        """Of every tree, and `filled`: plain responses in place of missing branches."""
+        return super().observe(groups, metrics) | {"filled": counted(groups, self.name, "filled")}
 
 
 def bare(prompt: I32) -> Trajectory:

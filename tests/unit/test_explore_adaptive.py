@@ -113,3 +113,6 @@ def test_rows_in_error_are_in_no_class() -> None:
     assert not done(correct, valid, n=4, mode="balanced") and done(correct, valid, n=2, mode="balanced")
     assert chosen(correct, valid, n=4).tolist() == [True, False, True, True, False]
     assert chosen(correct, valid, n=2).tolist() == [True, False, True, False, False]
+    nearly = np.array([1, 1, 0, 1, 1], bool)  # the one class is filled up from the other
+    assert chosen(nearly, np.ones(5, bool), n=4).tolist() == [True, True, True, True, False]
+    assert chosen(~nearly, np.ones(5, bool), n=4).tolist() == [True, True, True, True, False]

@@ -25,6 +25,7 @@ from rlvr.explore.repo import RePO
 from rlvr.explore.treerl import TreeRL
 from rlvr.rollout.guidance import temperature_of
 from rlvr.rollout.replay import Entry, ReplayStore
+from rlvr.rollout.tree_method import KINDS
 from rlvr.types import Completion, Group, Origin, Request, Sampling, Task
 from tests.unit.conformance import ToyContext, flat
 from tests.unit.rows import make_group
@@ -82,6 +83,27 @@ def test_what_changes_a_draw_stands_before_its_tree(kind: str, tmp_path: Path) -
     behind = told(tmp_path, explore=[{"kind": "treerl"}, {"kind": kind}])
     assert not any("stands behind" in text for text in first)
     assert any(f"'{kind}' stands behind it" in text and "error explore.0" in text for text in behind)
+
+
+@pytest.mark.parametrize("kind", ["diver", "length_reward", "rep_exp"])
+def test_a_bonus_that_compares_rows_stands_behind_what_replays_them(kind: str, tmp_path: Path) -> None:
+    wrong = told(tmp_path, explore=[{"kind": kind}, {"kind": "exgrpo"}])
+    assert any(f"error explore.1: '{kind}' stands before it" in text for text in wrong)
+    assert not any("stands before it" in t for t in told(tmp_path, explore=[{"kind": "exgrpo"}, {"kind": kind}]))
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_trees_that_cannot_be_are_refused(kind: str, tmp_path: Path) -> None:
+    def found(**changes: Any) -> str:
+        return "\n".join(told(tmp_path, group=4, sampling={"max_tokens": 16}, **changes))
+
+    assert "budget is 63 tokens" in found(explore=[{"kind": kind, "budget": 63}])
+    assert "budget is" not in found(explore=[{"kind": kind, "budget": 64}])
+    other = "treerl" if kind != "treerl" else "fr3e"
+    assert f"one tree method a recipe, got {kind}, {other}" in found(explore=[{"kind": kind}, {"kind": other}])
+    assert "gives the advantages itself" in found(explore=[{"kind": kind}], advantage={"kind": "remax"})
+    for rounds in ("dars", "reinforce_ada"):
+        assert "in one tree: take one of them away" in found(explore=[{"kind": rounds}, {"kind": kind}])
 
 
 def test_a_bonus_on_advantages_stands_behind_the_tree_that_gives_them(tmp_path: Path) -> None:

@@ -131,6 +131,9 @@ def test_links_that_cannot_be() -> None:
     inherited = Group(TASK, 0, (*rows[:3], leaf([10, 31], 1.0, (2, 4))), prompt_len=3)
     tree = Tree.of(inherited)  # row 3 leaves row 2 in what that has from row 0
     assert [tree.nodes[n].row for n in tree.paths[3]] == [0, 3] and len(tree.paths[0]) == 3
+    beside = Tree.of(Group(TASK, 0, (*rows[:3], leaf([10, 11, 31], 1.0, (2, 5))), prompt_len=3))
+    assert [beside.nodes[n].row for n in beside.paths[3]] == [0, 3]  # where row 2's own tokens begin: its sibling
+    assert beside.means(np.array([1.0, 0, 0, 1]))[beside.paths[3][0]] == pytest.approx(2 / 3)
 
 
 @settings(max_examples=60, deadline=None)

@@ -18,6 +18,7 @@ from rlvr.batching import collate
 from rlvr.errors import EngineError
 from rlvr.explore import deep_search, fr3e, latr, spo_tree, treerl
 from rlvr.explore.base import Draw, Sample
+from rlvr.explore.ead import EAD, annealing
 from rlvr.rollout.groups import flat_groups
 from rlvr.rollout.guidance import with_rows
 from rlvr.rollout.tree import Tree
@@ -205,6 +206,21 @@ def test_branches_are_verified_against_the_task_of_their_chains() -> None:
     run = Asked()
     group = drawn(treerl.TreeRL(treerl.Config()).sampler(below(flat_groups(run, run, run, seed=5))), run)
     assert group.task is other and asked == ["other"] and TASK.id == "t"
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_branch_goes_on_cooling_where_its_prefix_ended(kind: str) -> None:
+    """EAD before a tree: the temperature of token t is that of t, whichever request sampled it."""
+    run, method = Tied(), SHAPES[kind](3, 3, 2) if kind != "deep_search" else SHAPES[kind](3, 3, 9)
+    annealed = EAD(EAD.Config(d0=4.0, c=1))
+    sample = annealed.sampler(method.sampler(flat_groups(run, run, run, seed=5)))
+    group = drawn(sample, run)
+    heat = annealing(0, annealed.config).at(np.arange(16))
+    assert any(t.parent for t in group.trajectories) and len(set(heat.tolist())) > 5
+    for t in group.trajectories:
+        np.testing.assert_array_equal(t.temperature[3:], heat[: t.response_len])
+    for r in (r for call in run.calls for r in call if not r.sampling.top):
+        assert r.sampling.annealing is not None and r.sampling.annealing.start == len(r.tokens) - 3
 
 
 def test_latr_windows_stop_before_an_end() -> None:
