@@ -212,7 +212,7 @@ def test_branches_are_verified_against_the_task_of_their_chains() -> None:
 def test_a_branch_goes_on_cooling_where_its_prefix_ended(kind: str) -> None:
     """EAD before a tree: the temperature of token t is that of t, whichever request sampled it."""
     run, method = Tied(), SHAPES[kind](3, 3, 2) if kind != "deep_search" else SHAPES[kind](3, 3, 9)
-    annealed = EAD(EAD.Config(d0=4.0, c=1))
+    annealed = EAD(EAD.Config(d0=20.0, c=1))
     sample = annealed.sampler(method.sampler(flat_groups(run, run, run, seed=5)))
     group = drawn(sample, run)
     heat = annealing(0, annealed.config).at(np.arange(16))
