@@ -228,7 +228,13 @@ def test_guidance_leaves_what_others_put_in() -> None:
     assert len(ctx.asked[0]) == 4 and [t.source for t in after.trajectories] == ["ghpo"] * 4 + ["repo"] * 4
     assert after.trajectories[4:] == before.trajectories[4:]
     after = guided(luffy.Luffy(luffy.Config(demos=3)), before)
-    assert [t.source for t in after.trajectories] == ["policy", *["policy"], "luffy", "luffy", *["repo"] * 4]
+    assert [t.source for t in after.trajectories] == ["policy", "policy", "luffy", "luffy", *["repo"] * 4]
+    few = replace(before, trajectories=before.trajectories[2:])
+    few = few.with_(
+        trajectories=tuple(replace(t, source="policy" if i < 2 else "repo") for i, t in enumerate(few.trajectories))
+    )
+    after = guided(luffy.Luffy(luffy.Config(demos=3)), few)  # one response of the policy's stays
+    assert [t.source for t in after.trajectories[:2]] == ["policy", "luffy"]
     after = guided(critique(shortest=0.0), before, Stages(good=0))
     assert [t.source for t in after.trajectories] == ["policy"] * 3 + ["critique_grpo"] + ["repo"] * 4
 

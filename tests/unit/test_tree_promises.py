@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -221,6 +222,17 @@ def test_a_branch_goes_on_cooling_where_its_prefix_ended(kind: str) -> None:
         np.testing.assert_array_equal(t.temperature[3:], heat[: t.response_len])
     for r in (r for call in run.calls for r in call if not r.sampling.top):
         assert r.sampling.annealing is not None and r.sampling.annealing.start == len(r.tokens) - 3
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_two_draws_of_a_task_share_no_seed(kind: str) -> None:
+    method, seeds = SHAPES[kind](3, 3, 2), []
+    for index in (3, 4):
+        run = Tied()
+        sample = method.sampler(flat_groups(run, run, run, seed=5))
+        asyncio.run(sample(Draw(TASK, index, 0, 4, Sampling(max_tokens=16), ctx=run)))
+        seeds.append({r.sampling.seed for call in run.calls for r in call})
+    assert len(seeds[0]) > 4 and not seeds[0] & seeds[1]
 
 
 def test_latr_windows_stop_before_an_end() -> None:
