@@ -199,6 +199,29 @@ def test_rl_plus_loss_is_the_product_and_its_gradient_that_of_the_weight() -> No
     assert logp.grad[0].tolist() == pytest.approx([*(-e for e in expected[:3]), 0.0], abs=1e-6)
 
 
+@pytest.mark.parametrize("addon", [Luffy(Luffy.Config()), AMPO(AMPO.Config()), CritiqueGRPO(CritiqueGRPO.Config())])
+def test_shaped_loss_by_hand(addon: Any) -> None:
+    """-A f(pi) at marked tokens: dl / dlogp = -A / 4 at pi = gamma; others keep theirs."""
+    p = torch.tensor([[0.1, 0.1, 0.5]], dtype=torch.float64)
+    logp, ones = p.log().requires_grad_(), torch.ones_like(p)
+    advantages = torch.tensor([[0.875, -0.5, 1.0]], dtype=torch.float64)
+    view = TokenView(logp, p.log(), p.log(), 0 * ones, advantages, ones, mark=torch.tensor([[1.0, 1.0, 0.0]]))
+    loss = addon.token_loss(view, 7.0 * ones)
+    assert loss[0].tolist() == pytest.approx([-0.875 / 2, 0.25, 7.0], abs=1e-9)
+    loss.sum().backward()
+    assert logp.grad is not None and logp.grad[0].tolist() == pytest.approx([-0.875 / 4, 0.125, 0.0], abs=1e-9)
+    assert addon.token_loss(replace(view, mark=None), ones) is ones
+
+
+def test_the_old_policy_of_rl_plus_has_no_gradient() -> None:
+    logp = torch.tensor([0.3], dtype=torch.float64).log().requires_grad_()
+    assert not multiple_importance(torch.tensor([0.2]).double().log(), logp).requires_grad
+    # a new token that the policy knows well by now earns next to nothing: the weight .9975 times the factor .1
+    old = torch.tensor([0.99], dtype=torch.float64).log()
+    assert float(multiple_importance(old, old) * unexplored(old, gamma=0.5)) == pytest.approx(0.0998, abs=1e-4)
+    assert float(unexplored(old, gamma=0.0)) == 1.0
+
+
 # AMPO ---------------------------------------------------------------------------------------------
 
 
@@ -269,6 +292,29 @@ def test_ghpo_that_fails_leaves_the_group_after_three_retries() -> None:
     assert after.trajectories == group.trajectories and "ghpo/rescued" not in after.counts
 
 
+def test_a_group_of_errors_has_not_failed() -> None:
+    group = make_group(0, scores=[0.0, 0.0], errors=["timeout", "crash"])
+    group = replace(group, task=Task("t0", "?", "1", source="unit", demos=("1 3",), hints=HINTS))
+    for addon in (ghpo(), AMPO(AMPO.Config())):
+        assert guided(addon, group, Stages(good=0)) is group
+
+
+def test_retries_are_judged_as_answers_to_the_task_itself() -> None:
+    judged: list[Task] = []
+
+    class Judged(Stages):
+        async def verify(self, task: Task, responses: Any) -> Any:
+            judged.append(task)
+            return await super().verify(task, responses)
+
+    group = failing(4, hints=HINTS)
+    hinted = guided(ghpo(), group, Judged(good=0))
+    guided(critique(shortest=0.0), group, Judged(good=0))
+    assert all(task is group.task for task in judged) and len(judged) == 2
+    marks = foreign(collate([hinted]), "ghpo")  # its rows are on-policy: nothing replaces their loss
+    assert not any(m.any() for m in marks)
+
+
 def test_ghpo_costs_nothing_where_an_answer_is_right() -> None:
     ctx, group = Stages(good=0), make_group(0, scores=[0.0, 1.0])
     assert guided(ghpo(), group, ctx) is group
@@ -315,6 +361,21 @@ def test_critique_replaces_one_wrong_row() -> None:
     assert row.generated_under is not None and bytes(row.generated_under.astype(np.uint8)).decode() == "?text 0no:1"
     assert np.isnan(row.logprobs).tolist() == [False, True] and row.weight.tolist() == [0, 1]
     assert [int(m.sum()) for m in foreign(collate([after]), "critique_grpo")] == [0, 0, 0, 1]
+
+
+def test_the_first_right_refinement_is_taken() -> None:
+    class Both(Stages):
+        async def generate(self, requests: Any) -> list[Completion]:
+            one = np.ones(1, np.int32)
+            said = [1, 2, 4, 6]  # wrong, then three right ones
+            return [
+                Completion(r.key, np.array([n], np.int32), np.zeros(1, np.float32), one, "stop")
+                for r, n in zip(requests, said, strict=True)
+            ]
+
+    after = guided(critique(shortest=0.0), failing(4), Both(good=0))
+    assert after.trajectories[3].tokens.tolist() == [ord("?"), 2]
+    assert after.counts["critique_grpo/right"] == 3 and after.counts["critique_grpo/taken"] == 1
 
 
 def test_a_refinement_that_is_wrong_or_a_copy_is_not_taken() -> None:

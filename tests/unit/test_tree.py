@@ -224,6 +224,7 @@ def check(group: Group, budget: int | None = None, *, max_tokens: int = 16) -> N
     tree = Tree.of(group)
     for t, path in zip(group.trajectories, tree.paths, strict=True):
         assert t.verdict is not None and t.response_len <= max_tokens
+        assert np.array_equal(t.weight, (t.origin != Origin.PROMPT).astype(np.float32))  # until there is credit
         for n in path:
             node = tree.nodes[n]
             for name in ("tokens", "logprobs", "version"):  # a shared prefix bit for bit

@@ -22,10 +22,10 @@ from rlvr.explore.base import Draw, Sample
 from rlvr.explore.ead import EAD, annealing
 from rlvr.rollout.groups import flat_groups
 from rlvr.rollout.guidance import with_rows
-from rlvr.rollout.tree import Tree
+from rlvr.rollout.tree import Grower, Ledger, Tree
 from rlvr.types import Completion, Group, Request, Sampling, Task, Verdict
 from tests.unit.test_latr import Tied
-from tests.unit.test_tree import TASK, Fake, check, drawn, flat, leaf, on_nodes, rt1, same, sampled
+from tests.unit.test_tree import TASK, Even, Fake, check, drawn, flat, leaf, on_nodes, rt1, same, sampled
 
 # kind -> methods of a shape drawn from three small numbers
 SHAPES: dict[str, Any] = {
@@ -233,6 +233,42 @@ def test_two_draws_of_a_task_share_no_seed(kind: str) -> None:
         asyncio.run(sample(Draw(TASK, index, 0, 4, Sampling(max_tokens=16), ctx=run)))
         seeds.append({r.sampling.seed for call in run.calls for r in call})
     assert len(seeds[0]) > 4 and not seeds[0] & seeds[1]
+
+
+class Startling(Even):
+    """The first token of every response is the most surprising one, of all but the chains."""
+
+    def _one(self, r: Request) -> Completion:
+        done = super()._one(r)
+        if len(r.tokens) > 3:
+            done.logprobs[0] = -99
+        return done
+
+
+def test_treerl_masks_the_first_token_of_a_branch_and_uses_no_place_twice() -> None:
+    group = sampled(treerl.TreeRL(treerl.Config(n=2, l=3, t=1, answer="")), Startling(), max_tokens=64)
+    links = [t.parent for t in group.trajectories if t.parent]
+    starts = {i: t.parent[1] for i, t in enumerate(group.trajectories) if t.parent}
+    assert len(links) == 4 * 2 * 3 and len(set(links)) == len(links)
+    assert all(starts.get(row, -1) != at for row, at in links)
+    assert any(row >= 4 for row, _ in links)  # branches of branches
+
+
+def test_treerl_may_branch_at_the_token_that_completes_the_answer_and_not_behind() -> None:
+    run = Fake()
+    chain = replace(leaf([10, 11, 12, 13, 14], 0.0), logprobs=np.array([0, 0, 0, -1, -1, -9, -8, -2], np.float32))
+    group = Group(TASK, 0, (chain,), prompt_len=3)
+    grower = Grower(Draw(TASK, 0, 0, 1, Sampling()), run, Ledger(None), "treerl", 3)  # type: ignore[arg-type]
+    method = treerl.TreeRL(treerl.Config(n=2, answer=r"\b12\b"))
+    assert method._places(group, [0], set(), grower) == [(0, 5), (0, 3)]
+    assert treerl.TreeRL(treerl.Config(n=2, answer=""))._places(group, [0], set(), grower) == [(0, 5), (0, 6)]
+
+
+@pytest.mark.parametrize("form", ["leave_one_out", "leave_one_out_sqrt"])
+def test_one_leaf_has_nobody_to_be_left_out_from(form: Any) -> None:
+    tree = Tree.of(rt1())
+    assert not treerl.leave_one_out(tree, np.array([1.0, np.nan, np.nan, np.nan]), form).any()
+    assert treerl.leave_one_out(tree, np.array([1.0, 0.0, np.nan, np.nan]), form).any()
 
 
 def test_latr_windows_stop_before_an_end() -> None:
