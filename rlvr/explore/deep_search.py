@@ -77,7 +77,7 @@ class DeepSearch(TreeMethod):
         cached = replayed(fit, source=self.name)[: len(group) - 1]
         rows = (*cached, *group.trajectories[len(cached) :])
         said = {f"{self.name}/replayed": len(cached), f"{self.name}/refused_rows": len(known) - len(fit)}
-        return group.with_(trajectories=rows, counts=group.counts | {key: float(n) for key, n in said.items()})
+        return group.with_(trajectories=rows, counts={**group.counts, **{key: float(n) for key, n in said.items()}})
 
     async def grown(self, group: Group, grower: Grower) -> Group:
         """The ends of the search, in the order in which they were counted."""

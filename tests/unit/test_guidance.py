@@ -289,7 +289,7 @@ def test_ghpo_that_fails_leaves_the_group_after_three_retries() -> None:
     ctx, group = Stages(good=9), failing(4, hints=HINTS)
     after = guided(ghpo(), group, ctx)
     assert len(ctx.asked) == 3
-    assert after.trajectories == group.trajectories and "ghpo/rescued" not in after.counts
+    assert after.trajectories == group.trajectories and after.counts == {"ghpo/tried": 1, "ghpo/tried_rows": 12}
 
 
 def test_a_group_of_errors_has_not_failed() -> None:
@@ -334,6 +334,14 @@ def test_hint_ratios_out_of_range_are_refused(ratios: list[float]) -> None:
         GHPO.Config(ratios=ratios)
 
 
+@pytest.mark.parametrize(
+    ("length", "ratio", "shown"), [(10, 0.25, 2), (11, 0.25, 3), (7, 0.5, 4), (3, 0.5, 2), (4, 0.9, 4)]
+)
+def test_a_hint_is_rounded_to_characters(length: int, ratio: float, shown: int) -> None:
+    made = hinted_task(Task("t", "", "1", hints=("x", "y" * length)), ratio, template="{prompt}{hint}")
+    assert made.prompt == "y" * shown
+
+
 def test_a_hint_goes_into_the_last_turn_of_the_user() -> None:
     chat = (
         {"role": "user", "content": "{hint}?"},
@@ -361,6 +369,20 @@ def test_critique_replaces_one_wrong_row() -> None:
     assert row.generated_under is not None and bytes(row.generated_under.astype(np.uint8)).decode() == "?text 0no:1"
     assert np.isnan(row.logprobs).tolist() == [False, True] and row.weight.tolist() == [0, 1]
     assert [int(m.sum()) for m in foreign(collate([after]), "critique_grpo")] == [0, 0, 0, 1]
+
+
+def test_a_refinement_of_just_the_shortest_length_is_taken_and_right_answers_are_told_so() -> None:
+    group = failing(4)
+    right = replace(group.trajectories[0], verdict=replace(group.trajectories[0].verdict, score=1.0, correct=True))
+    group = group.with_(trajectories=(right, *group.trajectories[1:]))
+    ctx = Stages(good=0)
+    addon = CritiqueGRPO(
+        CritiqueGRPO.Config(template="{prompt}{response}{critique}", right="yes", wrong="no", shortest=1 / 3)
+    )
+    after = guided(addon, group, ctx)  # 1 token for 3
+    asked = [bytes(r.tokens.astype(np.uint8)).decode() for r in ctx.asked[0]]
+    assert asked == ["?text 0yes", "?text 1no", "?text 2no", "?text 3no"]
+    assert after.counts["critique_grpo/taken"] == 1 and after.trajectories[0] is right
 
 
 def test_the_first_right_refinement_is_taken() -> None:

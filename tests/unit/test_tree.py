@@ -103,6 +103,8 @@ def test_a_row_in_error_has_no_part() -> None:
     assert values[0] == pytest.approx(1 / 3) and on_nodes(group, values)[0] == 1.0
     (credited,) = TreeRL(Config()).advantage([group])
     assert credited.advantages is not None and not credited.advantages[2].any() and credited.advantages[0].any()
+    # pA: V = 1 over the one leaf that counts, so (2/3 + 2/3) / sqrt(1)
+    assert float(credited.advantages[0][3]) == pytest.approx(4 / 3, abs=1e-6)
 
 
 def test_rows_once_and_as_edges() -> None:
