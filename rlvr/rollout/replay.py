@@ -104,7 +104,7 @@ class ReplayStore:
         """Inverse of `state_dict`."""
         self._entries = {}
         for said in state:
-            arrays = {name: _unpacked(said[name], kind) for name, kind in ARRAYS.items()}
+            arrays: dict[str, Any] = {name: _unpacked(said[name], kind) for name, kind in ARRAYS.items()}
             verdict = None if said["verdict"] is None else Verdict(**said["verdict"])
             row = Trajectory(**arrays, text=said["text"], finish=said["finish"], verdict=verdict)
             entry = Entry(task=said["task"], step=said["step"], row=row, score=said["score"])

@@ -92,13 +92,14 @@ class TreeMethod(AddOn):
 
     async def planted(self, sample: Sample, draw: Draw) -> Group:
         """The tree of one draw."""
-        assert (ctx := draw.ctx) is not None, "a tree is sampled within a run"
+        ctx = draw.ctx
+        assert ctx is not None, "a tree is sampled within a run"
         ledger, failed = Ledger(self.config.budget), False
         first = self.first(draw.sampling.max_tokens)
         if number := self.chains(draw):
             group = await _chains(sample, replace(draw, group=number), ledger, most=first)
         else:
-            group = Group(draw.task, draw.index, (), prompt_len=len(draw.ctx.encode(draw.task)))
+            group = Group(draw.task, draw.index, (), prompt_len=len(ctx.encode(draw.task)))
         draw = replace(draw, task=group.task)  # the sampler below may have taken another one
         grower = Grower(draw=draw, ctx=ctx, ledger=ledger, name=self.name, prompt_len=group.prompt_len)
         try:

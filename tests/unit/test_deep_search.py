@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlvr.explore.base import Draw
-from rlvr.explore.deep_search import Config, DeepSearch, Search, SearchNode, backed_up, token_scores
+from rlvr.explore.deep_search import Config, DeepSearch, Search, SearchNode, _preference, backed_up, token_scores
 from rlvr.rollout.tree import Grower, Ledger, Tree, Twig
 from rlvr.types import Group, Sampling, Verdict
 from tests.unit.test_tree import TASK, Fake, check, flat, leaf, same, sampled
@@ -117,18 +118,92 @@ def test_a_solution_of_another_tokenizer_is_refused_counted_and_forgotten() -> N
     assert (said["refused_rows"], said["replayed"], said["cached"]) == (1, 0, 0)
 
 
+def bare() -> Search:
+    """A search of chunks of 2 tokens, before anything."""
+    return Search(
+        Config(depth=4), Grower(Draw(TASK, 0, 0, 2, Sampling(), ctx=Fake()), Fake(), Ledger(None), "x", 3), chunk=2
+    )
+
+
+def grown(search: Search, parent: SearchNode | None, *path: int, end: Verdict | None = None, **row: Any) -> SearchNode:
+    """A node below `parent`, in the search's lists."""
+    made = SearchNode(Twig(replace(leaf([1], 0.0), verdict=end, **row), path, ()), parent, end=end is not None)
+    search.waiting += [made] if end else []
+    search.nodes += [made] if path else []
+    if parent is not None:
+        parent.children.append(made)
+    return made
+
+
+def test_a_deep_end_counts_at_least_a_tenth_on_its_way() -> None:
+    search = bare()
+    way = [grown(search, None)]
+    for depth in range(1, 30):
+        way.append(grown(search, way[-1], *[0] * depth, end=Verdict(1.0, True) if depth == 29 else None))
+    search._count(way[-1])
+    assert [way[d].value for d in (0, 1, 2, 3, 14, 29)] == pytest.approx([0.1, 0.1, 0.1, 4 / 30, 0.5, 1.0])
+    group = Group(TASK, 0, (leaf(range(10, 40), 1.0),), prompt_len=3)
+    (scores,) = token_scores(group, Tree.of(group), np.array([1.0]), chunk=1)
+    assert scores[3:].tolist() == pytest.approx([*np.tanh([max((d + 1) / 31, 0.1) for d in range(1, 30)]), 1.0])
+
+
+def test_where_the_search_goes() -> None:
+    search = bare()
+    root = grown(search, None)
+    good, fair, end = grown(search, root, 0), grown(search, root, 1), grown(search, root, 2, end=Verdict(0.0, False))
+    root.visits, good.visits, fair.visits = 9, 4, 4
+    good.value, fair.value = 2.0, 1.0  # Q .5 and .25
+    assert search._next(root, found=False) is good
+    fair.visits, fair.value = 1, 0.25  # as good, and visited less
+    good.value = 1.0
+    assert search._next(root, found=False) is fair and end not in search._open()
+    below, other = grown(search, good, 0, 0), grown(search, fair, 1, 0)
+    good.expanded = fair.expanded = True
+    assert set(search._open()) == {below, other}
+    good.value, fair.value = 2.0, -1.0
+    assert search._next(root, found=True) is below  # the parent of larger Q
+    assert search._promise(below) == pytest.approx(0.4 * np.tanh(0.5) + 0.01 * np.sqrt(2 / 4))
+    fair.value, fair.visits = 2.0, 4
+    deep = grown(search, other, 1, 0, 0)
+    other.value, other.visits, other.expanded = 0.5, 1, True
+    assert search._next(end, found=False) is deep  # nothing below it; of equal parents the deeper node
+    assert search._next(None, found=False) is deep
+
+
+def test_which_end_counts_first() -> None:
+    search = bare()
+    root = grown(search, None)
+    sure, unsure = (np.array([0, 0, 0, x], np.float32) for x in (-0.1, -2.0))
+    right, wrong, error = Verdict(1.0, True), Verdict(0.0, False), Verdict(0.0, False, error="timeout")
+    ends = [
+        grown(search, root, 0, end=error, logprobs=sure),
+        grown(search, root, 1, end=wrong, logprobs=sure, finish="length"),
+        grown(search, root, 2, end=wrong, logprobs=unsure),
+        grown(search, root, 3, end=wrong, logprobs=sure),
+        grown(search, root, 4, end=right, logprobs=unsure),
+        grown(search, root, 5, end=right, logprobs=sure, finish="length"),
+    ]
+    assert [ends.index(e) for e in sorted(ends, key=_preference)] == [5, 4, 3, 2, 1, 0]
+
+
+async def test_new_nodes_are_visited_once_and_one_of_several_ends_counts() -> None:
+    search = bare()
+    root = grown(search, None)
+    rows = [replace(leaf([7, 8], 0.0), finish="stop"), replace(leaf([9, 9], 0.0), finish="length"), None]
+    rows.append(replace(leaf([7, 9], 0.0), finish="stop"))
+    assert await search._adopt(root, rows)
+    assert [(n.end, n.visits) for n in root.children if not n.end] == [(False, 1)]
+    assert len(search.ends) == 1 and len(search.waiting) == 1 and root.visits == 1
+    assert _preference(search.ends[0]) <= _preference(search.waiting[0])
+
+
 def test_values_of_the_search_on_the_specifications_tree() -> None:
     """root .25, d1 .5, d2 .75, d3 1 after T1; T2 leaves d1 and the root as they are."""
-    search = Search(
-        Config(), Grower(Draw(TASK, 0, 0, 2, Sampling(), ctx=Fake()), Fake(), Ledger(None), "x", 3), chunk=2
-    )
+    search = bare()
     right, wrong = Verdict(1.0, True), Verdict(0.0, False)
 
     def node(parent: SearchNode | None, *path: int, end: Verdict | None = None) -> SearchNode:
-        row = replace(leaf([1], 0.0), verdict=end)
-        made = SearchNode(Twig(row, path, ()), parent, end=end is not None)
-        search.waiting += [made] if end else []
-        return made
+        return grown(search, parent, *path, end=end)
 
     root = node(None)
     d1 = node(root, 0)

@@ -26,7 +26,7 @@ from rlvr.explore.treerl import TreeRL
 from rlvr.rollout.guidance import temperature_of
 from rlvr.rollout.replay import Entry, ReplayStore
 from rlvr.rollout.tree_method import KINDS
-from rlvr.types import Completion, Group, Origin, Request, Sampling, Task
+from rlvr.types import Completion, Group, Origin, Request, Sampling, Task, Verdict
 from tests.unit.conformance import ToyContext, flat
 from tests.unit.rows import make_group
 from tests.unit.test_check import told
@@ -183,6 +183,35 @@ def test_exgrpo_is_told_of_refused_rows_by_the_step_that_drew_them() -> None:
     assert "1" in addon.store.tasks
     addon.observe([group("2", [1, 0], draw=5)], {})
     assert "1" not in addon.store.tasks
+
+
+def test_exgrpo_judges_a_task_by_fresh_answers_without_error() -> None:
+    """1 of 2 is right: not the replayed one, nor the error, which is neither."""
+    addon = Exgrpo(Config(), seed=1)
+    made = group("1", [1, 0, 1, 1])
+    lost = replace(made.trajectories[3], verdict=Verdict(0.0, False, error="timeout"))
+    old = replace(made.trajectories[2], source="exgrpo")
+    addon.observe([made.with_(trajectories=(*made.trajectories[:2], old, lost))], {})
+    assert addon.rates == {"1": 0.5} and len(addon.store) == 1 and not addon.retired
+    solved = made.with_(trajectories=(made.trajectories[0], lost), rewards=None)
+    addon.observe([solved], {})
+    assert addon.retired == {"1"} and len(addon.store) == 0
+
+
+def test_repo_refuses_rows_of_another_tokenizer_and_ranks_by_shaped_reward() -> None:
+    addon = RePO(RePO.Config(k=1, strategy="highest"))
+    made = group("1", [1, 1, 0]).with_(rewards=np.array([0.2, 0.9, 0.0], np.float32))
+    addon.observe([made], {})
+    context = ToyContext(tasks=TASKS)
+    out = asyncio.run(addon.guide(group("1", [0, 0], draw=9), context))
+    assert out.trajectories[-1].tokens.tolist() == made.trajectories[1].tokens.tolist()
+    for e in addon.store.of("1"):
+        addon.store.evict(task="1")
+        addon.store.add(replace(e, row=replace(e.row, text="other")))
+    out = asyncio.run(addon.guide(group("1", [0, 0], draw=9), context))
+    assert len(out) == 2 and out.counts == {"repo/replayed": 0, "repo/refused": 1}
+    said = addon.observe([out.with_(rewards=out.scores)], {})
+    assert said["refused"] == 1 and [e.row.text for e in addon.store.of("1")] == ["5 4", "6 4"]
 
 
 # guidance -----------------------------------------------------------------------------------------

@@ -101,12 +101,18 @@ def test_fr3e_numbers() -> None:
     assert out[:4] == pytest.approx([1.5, -0.5, -0.5, -0.5], abs=1e-5)
     assert out[4:8] == pytest.approx(0.6065307 * np.array([0.5, -1.5, 0.5, 0.5]), abs=1e-5)
     assert not out[8:].any()
+    back = fr3e.modulated(np.array([1, 0, 0, 0, 1, 1, 0, 1, 1, 0, 1, 0.0]), [3] * 4 + [6] * 4 + [9] * 4)
+    half = np.array([0.5, -0.5, 0.5, -0.5]) / np.sqrt(
+        1 / 3
+    )  # V falls by 0.25 from the state before, not from the first
+    assert back[8:] == pytest.approx(np.exp(0.25) * half, abs=1e-5)
     level = fr3e.modulated(np.array([1.0, 0, 0, 1]), [3, 3, 6, 6])  # no change of value: plain GRPO at each state
     assert level == pytest.approx([0.70710678, -0.70710678, -0.70710678, 0.70710678], abs=1e-5)
 
 
 def test_fr3e_returns_to_uncertain_places() -> None:
     assert fr3e.uncertain(np.array([-9, -1, -5, -4, 0, -3], np.float32), k=2, spacing=2) == [2, 5]
+    assert fr3e.uncertain(np.array([0, -1, -5, -4, -3], np.float32), k=2, spacing=2) == [2, 4]  # just so far apart
     group = sampled(fr3e.FR3E(fr3e.Config(k=2, m=3, spacing=2)), Fake())
     check(group)
     assert len(group) == 4 + 2 * 3 and {t.parent[0] for t in group.trajectories if t.parent} == {0}
