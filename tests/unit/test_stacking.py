@@ -30,9 +30,10 @@ from rlvr.types import Completion, Group, Origin, Request, Sampling, Task, Verdi
 from tests.unit.conformance import ToyContext, flat
 from tests.unit.rows import make_group
 from tests.unit.test_check import told
-from tests.unit.test_guidance import CONTEXT, HINTS, Stages, critique, failing, guided
-from tests.unit.test_guidance import ghpo as hinting
+from tests.unit.test_guidance import CONTEXT, failing, guided
 from tests.unit.test_replay import TASKS, draw, group, row
+from tests.unit.test_retries import HINTS, Stages, critique
+from tests.unit.test_retries import ghpo as hinting
 from tests.unit.test_tree import rt1
 
 
