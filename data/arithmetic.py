@@ -33,6 +33,7 @@ TRIES = 200  # draws without a new prompt after which a level counts as used up
 PRODUCT = re.compile(r"(\d+)(\*)(\d+)")
 SUM = re.compile(r"(-?\d+)([+-])(\d+)")
 Rate = Annotated[float, Field(ge=0.0, le=1.0)]
+Teachers = Annotated[tuple[Rate, ...], Field(min_length=1)]
 
 
 class Config(BaseModel, extra="forbid"):
@@ -41,7 +42,7 @@ class Config(BaseModel, extra="forbid"):
     operators: tuple[Literal["+", "-", "*"], ...] = Field(("+", "-", "*"), min_length=1)
     size: PositiveInt | None = None  # tasks; null: 4500 for training, 256 held out
     seed: NonNegativeInt = 0
-    noise: Rate | tuple[Rate, ...] = 0.4  # wrong steps in demonstrations; a list: one teacher for each rate
+    noise: Rate | Teachers = 0.4  # wrong steps in demonstrations; a list: one teacher for each rate
     demos: NonNegativeInt = 4  # of each teacher, per task
     hints: bool = False  # with beginnings of the right solution
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from rlvr.advantages.base import Estimator
@@ -10,6 +10,7 @@ from rlvr.corrections.base import Correction
 from rlvr.explore.base import AddOn
 from rlvr.methods import Read
 from rlvr.recipe import Recipe
+from rlvr.rollout.tree_method import TreeMethod
 from rlvr.surrogates.base import Surrogate
 
 Told = tuple[Literal["error", "warning"], str, str]  # dotted key, message
@@ -20,6 +21,7 @@ def conflicts(recipe: Recipe, read: Sequence[Read]) -> Iterator[Told]:
     built = {one.key: one.build() for one in read}
     surrogate = built.get("objective")
     inert = isinstance(surrogate, Surrogate) and surrogate.group_objective
+    yield from _overwritten({key: method for key, method in built.items() if key.startswith("explore.")})
     explore = [method for key, method in built.items() if key.startswith("explore.")]
     grows = any(_overrides(method, "sampler", "guide") for method in explore)
     once = recipe.minibatches * recipe.epochs == 1 and not any(_overrides(m, "updates") for m in explore)
@@ -48,6 +50,18 @@ def conflicts(recipe: Recipe, read: Sequence[Read]) -> Iterator[Told]:
 
 def _overrides(method: object, *hooks: str) -> bool:
     return any(getattr(type(method), hook) is not getattr(AddOn, hook) for hook in hooks)
+
+
+def _overwritten(explore: Mapping[str, object]) -> Iterator[Told]:
+    """A tree's credit takes the place of the advantages so far, also of what stands before it in the recipe."""
+    changed: dict[str, AddOn] = {}
+    for key, method in explore.items():
+        if isinstance(method, TreeMethod) and type(method).advantage is TreeMethod.advantage:
+            for before, addon in changed.items():
+                given = f"{addon.kind!r} changes advantages that {method.kind!r} ({key}) then gives anew"
+                yield "error", before, f"{given}: move it behind"
+        elif isinstance(method, AddOn) and type(method).advantage is not AddOn.advantage:
+            changed[key] = method
 
 
 def _small_group(key: str, method: Estimator | Surrogate, *, group: int) -> Iterator[Told]:

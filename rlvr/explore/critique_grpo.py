@@ -6,13 +6,13 @@
 
 The critique says whether y_i is right (`right`, `wrong`), and with `{truth}` in it what the answer is (the paper's
 simple_gt). The log-probs under the refinement's prompt belong to another conditional and are dropped (unknown), the
-prompt is kept (`Trajectory.generated_under`). Where no refinement is right the group stays as it was (the released
-code puts in the best of the wrong ones); so it does where all responses are right, whose advantages are 0. Exactly
-one row is replaced: the released configuration fills all places with one refinement, which leaves no variance.
-A refinement shorter than `shortest` of the response it refines only copies the truth and is not taken (ours).
-Critiques written by a stronger model are left out. The clip of sampled tokens is the recipe's, the code's is off; it
-divides by the standard deviation unawares (`advantage: grpo`). The whole token loss so far is replaced at the
-refinement's tokens. `refine: false` turns it off.
+prompt is kept (`Trajectory.generated_under`). Where no refinement is right the group stays as it was (the released code
+puts in the best of the wrong ones), as where the engine fails; so it does where all responses are right, whose
+advantages are 0. Exactly one row is replaced: the released configuration fills all places with one refinement, which
+leaves no variance. A refinement shorter than `shortest` of the response it refines only copies the truth and is not
+taken (ours). Critiques written by a stronger model are left out. The clip of sampled tokens is the recipe's, the code's
+is off; it divides by the standard deviation unawares (`advantage: grpo`). The whole token loss so far is replaced at
+the refinement's tokens. `refine: false` turns it off.
 Fidelity: close.
 """
 
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic import Field, PositiveFloat, field_validator
 
-from rlvr.errors import DataError
+from rlvr.errors import DataError, EngineError
 from rlvr.explore.base import AddOn, AddOnConfig, Context, Knobs, Update
 from rlvr.objectives.off_policy import shaped_probability
 from rlvr.rollout.guidance import (
@@ -88,6 +88,8 @@ class CritiqueGRPO(AddOn):
             refined = await resampled(group, prompts, ctx, name=self.name, stage=0)
         except DataError:
             return with_rows(group, {}, {f"{self.name}/too_long": 1.0})
+        except (EngineError, TimeoutError):
+            return with_rows(group, {}, {f"{self.name}/failed": 1.0})
         right = [(i, t) for i, t in zip(asked, refined, strict=True) if is_right(t)]
         taken = [t for i, t in right if t.response_len >= self.config.shortest * group.trajectories[i].response_len]
         said = {"tried": 1.0, "refined": float(len(refined)), "right": float(len(right)), "taken": float(bool(taken))}
@@ -115,7 +117,7 @@ class CritiqueGRPO(AddOn):
         return loss.where(view.mark <= 0, -view.advantages * shaped_probability(view.logp, gamma=self.config.gamma))
 
     def observe(self, groups: Sequence[Group], metrics: Metrics) -> Metrics:
-        """Groups `tried`, `refined` responses, `right` ones, `taken` ones, right but `too_short`; `too_long`."""
+        """Groups `tried`; responses `refined`, `right`, `taken`, right but `too_short`, `too_long`, `failed`."""
         return told(groups, self.name) if self.config.refine else {}
 
 

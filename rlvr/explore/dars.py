@@ -6,11 +6,12 @@
     equal (the paper's ET): h = 1;   hard (HW): h = 2 (1 - u), hard questions weigh more
 
 The group is then all N + dN responses, and its baseline their mean. `std` says whether the estimator divides by the
-standard deviation: the paper's does not (`advantage: {kind: grpo, std: false}`). Rows in error count as neither right
-nor wrong; a group of nothing else is not sampled again. Both rounds use the recipe's sampling (the released code sends
-the second through its validation settings). What the paper drops, groups all wrong or all right, `keep: informative`
-drops. The size of the second round depends on the first, so the pooled mean is slightly biased, as in the paper. The
-breadth half of the paper is the recipe's `prompts`, `minibatches: 1` and `epochs`. Fidelity: exact.
+standard deviation: the paper's does not (`advantage: {kind: grpo, std: false}`). Rows in error, and those that another
+add-on put in, count as neither right nor wrong; a group of nothing else is not sampled again. Both rounds use the
+recipe's sampling (the released code sends the second through its validation settings). What the paper drops, groups all
+wrong or all right, `keep: informative` drops. The size of the second round depends on the first, so the pooled mean is
+slightly biased, as in the paper. The breadth half of the paper is the recipe's `prompts`, `minibatches: 1` and
+`epochs`. Fidelity: exact.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import PositiveInt
 
 from rlvr.explore.base import AddOn, AddOnConfig, Draw, Sample
-from rlvr.rollout.groups import joined
-from rlvr.rollout.tree_method import KINDS
+from rlvr.rollout.groups import joined, own
+from rlvr.rollout.rounds import round_problems
 from rlvr.types import Group, Metrics
 
 if TYPE_CHECKING:
@@ -46,23 +47,21 @@ class DARS(AddOn):
     Config = Config
 
     def problems(self, recipe: Recipe) -> Sequence[str]:
-        """An `n_max` that leaves no room; a tree, whose budget is for one round."""
+        """An `n_max` that leaves no room; another method of rounds, or a tree."""
         found = []
         if self.config.n_max <= recipe.group:
             found.append(f"'dars' does nothing: n_max is {self.config.n_max} and group is {recipe.group}; raise n_max")
-        if trees := [spec.kind for spec in recipe.explore if spec.kind in KINDS]:
-            found.append(f"'dars' samples a draw in two rounds, {trees[0]!r} in one tree: take one of them away")
-        return found
+        return [*found, *round_problems(self.kind, recipe)]
 
     def sampler(self, sample: Sample) -> Sample:
         """N responses, then dN more where the question is hard."""
 
         async def adaptive(draw: Draw) -> Group:
             group = await sample(draw)
-            config, valid = self.config, int(group.valid.sum())
-            if not valid:
+            config, mine = self.config, own(group)  # not what was replayed into it
+            if not mine.any():
                 return group
-            u = float(group.correct.sum()) / valid
+            u = float(group.correct[mine].mean())
             more = extra(u, draw.group, n_max=config.n_max, schedule=config.schedule, std=config.std)
             if not more:
                 return group
@@ -75,8 +74,14 @@ class DARS(AddOn):
         """`active`: rows of second rounds; `prompts` that had one; `saved`: of them, those solved in it alone."""
         extra_rows = [int(g.counts.get(f"{self.name}/extra", 0)) for g in groups]
         hard = [(g, n) for g, n in zip(groups, extra_rows, strict=True) if n]
-        saved = sum(bool(g.correct[-n:].any()) and not bool(g.correct[:-n].any()) for g, n in hard)
+        saved = sum(_late(g, n) for g, n in hard)
         return {"active": float(sum(extra_rows)), "prompts": float(len(hard)), "saved": float(saved)}
+
+
+def _late(group: Group, extra: int) -> bool:
+    """Whether the policy found a right answer among its last `extra` responses alone."""
+    right = group.correct[own(group)]
+    return bool(right[-extra:].any()) and not bool(right[:-extra].any())
 
 
 def extra(u: float, n: int, *, n_max: int, schedule: str, std: bool) -> int:

@@ -9,8 +9,8 @@ A response is at most `depth` chunks. A chunk is continued by `width` others; th
 then the surest), and goes on from the best node of the whole tree, by 0.4 tanh(Q_parent) + 0.01 sqrt(d / depth). It
 stops at the recipe's `group` ends, or after `expansions`: then the best open nodes are written to their end in one go,
 so a draw has `group` rows whatever happens, but for what the ledger refuses (counted). Credit is recomputed from the
-rows and their order. `cache`: right responses of a prompt with at most a quarter of them right replace the first rows
-of its next, plain draw, with the log-probs that they were sampled with.
+rows and their order. `cache`: right responses of a prompt with at most a quarter of the policy's own right replace the
+first rows of its next, plain draw, with the log-probs and temperatures that they were sampled with.
 Differs from the released code: the bound and the ledger; the recipe's objective and overlong penalty; a cached response
 keeps its behaviour log-probs (there it counts as on-policy); no rounds of filtered data: `keep: informative`. The
 uncertainty bonus, off there, is left out.
@@ -19,7 +19,7 @@ Fidelity: close.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,9 +27,11 @@ import numpy as np
 from pydantic import NonNegativeFloat, PositiveInt
 
 from rlvr.explore.base import Draw, Sample
+from rlvr.rollout.groups import own
+from rlvr.rollout.replay import Entry, ReplayStore, counted, replayed, unusable
 from rlvr.rollout.tree import F64, Grower, Stem, Tree, Twig, linked
 from rlvr.rollout.tree_method import TreeConfig, TreeMethod
-from rlvr.types import Group, Metrics, Origin, Trajectory, Verdict
+from rlvr.types import Group, Metrics, Origin, Trajectory
 
 HARD = 0.25  # share of right responses up to which they are remembered
 
@@ -52,7 +54,7 @@ class DeepSearch(TreeMethod):
 
     def __init__(self, config: Any, *, name: str = "", seed: int = 0) -> None:
         super().__init__(config, name=name, seed=seed)
-        self._solved: dict[str, list[dict[str, Any]]] = {}  # task -> right responses
+        self.store = ReplayStore()  # right responses of hard prompts
 
     @property
     def branches(self) -> bool:
@@ -65,13 +67,17 @@ class DeepSearch(TreeMethod):
 
     async def planted(self, sample: Sample, draw: Draw) -> Group:
         """A search; of a prompt with remembered solutions a plain group that begins with them."""
-        known = self._solved.get(draw.task.key, [])
+        known = self.store.of(draw.task.key)
         if not known:
             return await super().planted(sample, draw)
-        group = await sample(draw)
-        prompt = group.trajectories[0].tokens[: group.prompt_len]
-        cached = [_recalled(prompt, saved) for saved in known][: len(group)]
-        return group.with_(trajectories=(*cached, *group.trajectories[len(cached) :]))
+        assert draw.ctx is not None, "a tree is sampled within a run"
+        prompt = draw.ctx.encode(draw.task)
+        fit = [e for e in known if unusable(e.row, prompt=prompt, decode=draw.ctx.decode) is None]
+        group = await sample(draw) if fit else await super().planted(sample, draw)
+        cached = replayed(fit, source=self.name)[: len(group) - 1]
+        rows = (*cached, *group.trajectories[len(cached) :])
+        said = {f"{self.name}/replayed": len(cached), f"{self.name}/refused_rows": len(known) - len(fit)}
+        return group.with_(trajectories=rows, counts={**group.counts, **{key: float(n) for key, n in said.items()}})
 
     async def grown(self, group: Group, grower: Grower) -> Group:
         """The ends of the search, in the order in which they were counted."""
@@ -90,27 +96,30 @@ class DeepSearch(TreeMethod):
         )
 
     def observe(self, groups: Sequence[Group], metrics: Metrics) -> Metrics:
-        """Remembers solutions of hard prompts. `replayed` rows; `cached` prompts; `expansions`."""
-        for group in groups:
-            right, key = group.correct, group.task.key
-            share = float(right[group.valid].mean()) if group.valid.any() else 0.0
-            if share > HARD or not self.config.cache:
-                self._solved.pop(key, None)
-            elif share > 0:
-                rows = zip(group.trajectories, right, strict=True)
-                self._solved[key] = [_saved(t, group.prompt_len) for t, ok in rows if ok]
-        replayed = sum(t.source == "replay" for g in groups for t in g.trajectories)
-        expansions = sum(g.counts.get(f"{self.name}/expansions", 0.0) for g in groups)
-        own = {"replayed": float(replayed), "cached": float(len(self._solved)), "expansions": expansions}
-        return super().observe(groups, metrics) | own
+        """Remembers solutions of hard prompts. `replayed` rows, `refused_rows`; `cached` prompts; `expansions`."""
+        for group in groups if self.config.cache else ():
+            self._remember(group)
+        said = {key: counted(groups, self.name, key) for key in ("replayed", "refused_rows", "expansions")}
+        return super().observe(groups, metrics) | said | {"cached": float(len(self.store.tasks))}
+
+    def _remember(self, group: Group) -> None:
+        """The policy's own right responses, where they are few; what was remembered is no news of the prompt."""
+        mine, task = own(group), group.task.key
+        right = group.correct & mine
+        share = float(right[mine].mean()) if mine.any() else 0.0
+        if share > 0 or group.counts.get(f"{self.name}/refused_rows"):
+            self.store.evict(task=task)
+        for t, ok in zip(group.trajectories, right, strict=True):
+            if ok and share <= HARD:
+                self.store.add(Entry(task=task, step=int(t.version.max()), row=t))
 
     def state_dict(self) -> dict[str, Any]:
         """The remembered solutions."""
-        return {"solved": self._solved}
+        return {"solved": self.store.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        self._solved = dict(state["solved"])
+        self.store.load_state_dict(state["solved"])
 
 
 @dataclass(eq=False)
@@ -278,31 +287,3 @@ def _preference(node: SearchNode) -> tuple[int, float]:
     assert verdict is not None
     rank = 3 if verdict.error else 0 if verdict.correct else 1 if row.finish == "stop" else 2
     return rank, -float(np.nanmean(row.logprobs[row.origin == Origin.SAMPLED]))
-
-
-def _saved(t: Trajectory, prompt_len: int) -> dict[str, Any]:
-    known = [None if np.isnan(x) else float(x) for x in t.logprobs[prompt_len:]]
-    score, key = (t.verdict.score, t.verdict.answer_key) if t.verdict else (0.0, None)
-    return {
-        "tokens": t.tokens[prompt_len:].tolist(), "logprobs": known, "temperature": float(t.temperature[-1]),
-        "text": t.text, "finish": t.finish, "score": float(score), "answer_key": key,
-    }  # fmt: skip
-
-
-def _recalled(prompt: np.ndarray, saved: Mapping[str, Any]) -> Trajectory:
-    """A remembered response as a row: no version of the weights sampled it in this step (-1)."""
-    n, m = len(prompt), len(saved["tokens"])
-    logprobs = [np.nan if x is None else x for x in saved["logprobs"]]
-    sampled = np.arange(n + m) >= n
-    return Trajectory(
-        tokens=np.array([*prompt, *saved["tokens"]], np.int32),
-        origin=np.where(sampled, Origin.SAMPLED, Origin.PROMPT).astype(np.int8),
-        weight=sampled.astype(np.float32),
-        logprobs=np.array([*np.zeros(n), *logprobs], np.float32),
-        version=np.full(n + m, -1, np.int32),
-        temperature=np.full(n + m, saved["temperature"], np.float32),
-        text=saved["text"],
-        finish=saved["finish"],
-        verdict=Verdict(saved["score"], True, answer_key=saved["answer_key"]),
-        source="replay",
-    )

@@ -6,7 +6,7 @@
 A logits processor divides the logits of token t by T tau_t (T: `sampling.temperature`), so behaviour log-probs are
 those of what was sampled; the trainer's row carries the same temperatures from the same function
 (`Sampling.temperatures`), and its log-probs, ratios and entropies are of the annealed policy. A branch of a tree goes
-on where its prefix ended.
+on where its prefix ended. Retries and demonstrations of other add-ons have the first token's temperature throughout.
 
 The released code trains at temperature 1 and weighs the difference away (or corrects for it with another d): here
 there is none. d is the paper's (growth 5, d_max 40000); the code multiplies it by 20 (growth 100, d_max 800000), so

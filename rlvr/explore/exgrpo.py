@@ -1,6 +1,6 @@
 """ExGRPO (2510.02245): half of the prompts come from a pool of half-solved ones, each with one earlier right answer.
 
-    pool: task -> its right responses, while 0 < right < n of the latest fresh n; a task solved n times of n is retired
+    pool: task -> its right responses, since a draw with 0 < right < n of its n fresh ones; one with n of n retires it
     p(task) ~ N(right of G; G/2, 1) over buckets, uniform within one;   o* = the pool's response of lowest entropy now
     group = {y_1 .. y_(G-1)} fresh, o*                                  A: the recipe's estimator over all G
     l_t = -A f(r_t) at the tokens of o*,   f(r) = r / (r + beta),   r_t = exp(logp_t - behaviour logp_t)        [B,T]
@@ -12,7 +12,8 @@ go through the forward at the start of the step; the one of lowest mean token en
 turns (exactly `ratio` of consecutive ones), independently of each other, so a task can come twice in a step.
 Differs: at most `keep` responses of a task are stored, the newest (no bound there); a step with a huge gradient is
 clipped like any other (the released code skips it above a norm of 500). The paper's groups are not filtered: with
-`keep: informative` a dropped group neither enters the pool nor retires its task. `ratio: 0` turns it off.
+`keep: informative` a dropped group neither enters the pool nor retires its task. A bucket is the share of right
+answers in the latest draw that had any. `ratio: 0` turns it off.
 Fidelity: close.
 """
 
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
     from rlvr.objectives.view import TokenView
     from rlvr.recipe import Recipe
+
+
+COMPARING = ("diver", "length_reward", "rep_exp")  # rewards that depend on the other rows of a group
 
 
 class Config(AddOnConfig):
@@ -62,12 +66,19 @@ class Exgrpo(AddOn):
         self.retired: set[str] = set()
         self.started = False
         self._tasks: dict[str, Task] = {}  # of the run, by id
-        self._spoiled: set[str] = set()  # tasks of rows that were refused: `observe` forgets them
+        self._spoiled: dict[int, str] = {}  # draw -> task of rows that were refused: `observe` forgets them
         self._drawn: dict[int, Task] = {}  # draw -> the task that replaced its own, until it is observed
 
     def problems(self, recipe: Recipe) -> Sequence[str]:
-        """A group needs fresh responses beside the replayed one."""
-        return [] if recipe.group > 2 else [f"{self.kind!r} needs group >= 3, got {recipe.group}; raise it"]
+        """A group needs fresh responses beside the replayed one; a bonus that compares rows must not see them all."""
+        kinds = [spec.kind for spec in recipe.explore]
+        before = kinds[: kinds.index(self.kind)] if self.kind in kinds else []
+        found = [] if recipe.group > 2 else [f"{self.kind!r} needs group >= 3, got {recipe.group}; raise it"]
+        return found + [
+            f"{kind!r} stands before it in explore and would compare all stored responses: move it behind {self.kind!r}"
+            for kind in COMPARING
+            if kind in before
+        ]
 
     def sampler(self, sample: Sample) -> Sample:
         """Replay draws: another task, one fresh response less, and the pool's responses behind the fresh ones."""
@@ -75,6 +86,7 @@ class Exgrpo(AddOn):
         async def replaying(draw: Draw) -> Group:
             if draw.first:  # a later round of a draw: fresh responses to the same task
                 return await sample(replace(draw, task=self._drawn.get(draw.index, draw.task)))
+            self._drawn.pop(draw.index, None)  # of an attempt that ran into its time limit
             entries = self._chosen(draw)
             if not entries:
                 return await sample(draw)
@@ -82,7 +94,7 @@ class Exgrpo(AddOn):
             usable = [] if task is None else self._usable(entries, task, draw)
             counts = {f"{self.name}/refused": float(len(entries) - len(usable))}
             if len(usable) < len(entries):
-                self._spoiled.add(entries[0].task)
+                self._spoiled[draw.index] = entries[0].task
             if not usable or task is None:
                 return _counted(await sample(draw), counts)
             self._drawn[draw.index] = task
@@ -152,13 +164,14 @@ class Exgrpo(AddOn):
             return {}
         fresh = [[t for t in g.trajectories if t.source == "policy" and _judged(t)] for g in groups]
         right = [[t for t in rows if t.verdict and t.verdict.correct] for rows in fresh]
-        for task in self._spoiled:
-            self.store.evict(task=task)
-        self._spoiled = set()
+        last = max((g.draw for g in groups), default=-1)
+        for draw, task in self._spoiled.items():
+            if draw <= last:  # what is sampled for later steps meanwhile is told by them
+                self.store.evict(task=task)
+        self._spoiled = {draw: task for draw, task in self._spoiled.items() if draw > last}
         step = max((int(t.version.max()) for rows in fresh for t in rows), default=0)
         for group, rows, solved in zip(groups, fresh, right, strict=True):
             self._update(group, rows, solved, step=step)
-        last = max((g.draw for g in groups), default=-1)
         self._drawn = {draw: task for draw, task in self._drawn.items() if draw > last}
         total = sum(map(len, fresh))
         rate = sum(map(len, right)) / total if total else 0.0

@@ -4,12 +4,12 @@
                                         sample G responses to x_w; stop at the first w where any is right
     the group's rows become those, generated **and trained** under x_w: on-policy, with ratios as ever
 
-s is the task's longest hint. Where no ratio helps, or the prompt with the hint is over `prompt.max_tokens`, or the
-task has no hint, the group stays as it was; a group with a right answer costs nothing. At most 1 + len(ratios)
-generations a prompt. The released code rebuilds the prompts of groups that were already rescued when it goes on to the
-next ratio, so that some are trained under another prompt than they were generated under; here each row keeps its own.
-The paper also has a cold start with hints for everybody; the released code does not use it, and it is left out, as is
-the reward for format. `template` says how a hint joins the question. `ratios: []` turns it off.
+s is the task's longest hint. Where no ratio helps, or the prompt with the hint is over `prompt.max_tokens`, or the task
+has no hint, or the engine fails, the group stays as it was (counted); a group with a right answer costs nothing. At
+most 1 + len(ratios) generations a prompt. The released code rebuilds the prompts of groups that were already rescued
+when it goes on to the next ratio, so that some are trained under another prompt than they were generated under; here
+each row keeps its own. The paper also has a cold start with hints for everybody; the released code does not use it, and
+it is left out, as is the reward for format. `template` says how a hint joins the question. `ratios: []` turns it off.
 Fidelity: close.
 """
 
@@ -20,7 +20,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator
 
-from rlvr.errors import ConfigError, DataError
+from rlvr.errors import ConfigError, DataError, EngineError
 from rlvr.explore.base import AddOn, AddOnConfig, Context
 from rlvr.rollout.guidance import all_wrong, filled, last_user, resampled, told, with_last_user, with_rows
 from rlvr.types import Group, Metrics, Task
@@ -69,22 +69,25 @@ class GHPO(AddOn):
         """The first retry with a right answer in place of a group without one."""
         if not self.config.ratios or not all_wrong(group):
             return group
+        mine = [i for i, t in enumerate(group.trajectories) if t.source == "policy"]  # what others put in stays
         if not group.task.hints:
             return self._noted(group, without=1)
         for stage, ratio in enumerate(self.config.ratios):
             hinted = hinted_task(group.task, ratio, template=self.config.template)
             try:
-                rows = await resampled(group, [hinted] * len(group), ctx, name=self.name, stage=stage)
+                rows = await resampled(group, [hinted] * len(mine), ctx, name=self.name, stage=stage)
             except DataError:
-                return self._noted(group, tried=1, tried_rows=stage * len(group), too_long=1)
+                return self._noted(group, tried=1, tried_rows=stage * len(mine), too_long=1)
+            except (EngineError, TimeoutError):
+                return self._noted(group, tried=1, tried_rows=stage * len(mine), failed=1)
             if any(t.verdict and t.verdict.correct and not t.verdict.error for t in rows):
-                kept = self._noted(group, tried=1, tried_rows=(stage + 1) * len(group), rescued=1, ratio_sum=ratio)
-                kept = with_rows(kept, dict(enumerate(rows)), {})
+                kept = self._noted(group, tried=1, tried_rows=(stage + 1) * len(mine), rescued=1, ratio_sum=ratio)
+                kept = with_rows(kept, dict(zip(mine, rows, strict=True)), {})
                 return kept.with_(prompt_len=int((rows[0].origin == 0).sum()))
-        return self._noted(group, tried=1, tried_rows=len(self.config.ratios) * len(group))
+        return self._noted(group, tried=1, tried_rows=len(self.config.ratios) * len(mine))
 
     def observe(self, groups: Sequence[Group], metrics: Metrics) -> Metrics:
-        """Of the groups: `tried` again, `rescued`, `without` a hint, `too_long` with it; `ratio_mean` of rescues."""
+        """Of the groups: `tried` again, `rescued`, `without` a hint, `too_long` with it, `failed`; `ratio_mean`."""
         if not self.config.ratios:
             return {}
         said = told(groups, self.name)

@@ -24,9 +24,10 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from rlvr.explore.base import AddOnConfig, Draw, Sample
+from rlvr.rollout.replay import counted
 from rlvr.rollout.tree import Grower, Stem
 from rlvr.rollout.tree_method import TreeMethod
-from rlvr.types import I32, Group, Origin, Trajectory
+from rlvr.types import I32, Group, Metrics, Origin, Trajectory
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -111,7 +112,7 @@ class LATR(TreeMethod):
                 tried.update(found)
                 forks = [forked(branch, at) for branch, at in found]
                 await lengthen(forks, most, grower, by=look)
-                live += [fork for fork in forks if fork.row.finish == "stop" or self._differs(fork)]
+                live += [fork for fork in forks if self._differs(fork)]
                 continue
             front += look
             if len(live) >= wanted or front >= max(len(b.row.tokens) for b in live):
@@ -132,13 +133,17 @@ class LATR(TreeMethod):
     def _differs(self, fork: Branch) -> bool:
         """Whether no window says that the fork goes where its parent goes."""
         assert fork.parent is not None
-        a, b = fork.row.tokens[fork.at :], fork.parent.row.tokens[fork.at :]
+        a, b = (before_end(branch.row)[fork.at :] for branch in (fork, fork.parent))
         windows = [n for n in self.config.steps if n <= min(len(a), len(b))]
         return not any(edit_distance(a[:n], b[:n]) / n < self.config.tau_ed for n in windows)
 
     def advantage(self, groups: Sequence[Group]) -> Sequence[Group]:
         """The estimator's."""
         return groups
+
+    def observe(self, groups: Sequence[Group], metrics: Metrics) -> Metrics:
+        """Of every tree, and `filled`: plain responses in place of missing branches."""
+        return super().observe(groups, metrics) | {"filled": counted(groups, self.name, "filled")}
 
 
 def bare(prompt: I32) -> Trajectory:
@@ -187,6 +192,11 @@ def forked(branch: Branch, at: int) -> Branch:
         streams={name: np.where(np.arange(end) < at, s[:end], 0) for name, s in t.streams.items()},
     )  # fmt: skip
     return Branch(row, branch, at)
+
+
+def before_end(t: Trajectory) -> I32:
+    """Its tokens without the one that ended it."""
+    return t.tokens[:-1] if t.finish == "stop" else t.tokens
 
 
 def ties(t: Trajectory, at: int, tau_abs: float, tau_rel: float) -> bool:

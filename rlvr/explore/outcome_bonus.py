@@ -8,7 +8,8 @@
 
 a_i is the verifier's canonical answer key, N(x, a) how often it was given to question x in earlier steps: counts grow
 after the step, from all rows at once, and are in the checkpoint. All unreadable answers of a question are one answer,
-else "no answer" would be new for ever. Rows in error have no bonus and count nowhere. Only trained groups are counted:
+else "no answer" would be new for ever. Rows in error have no bonus and count nowhere; nor are answers counted that the
+policy did not give to the question now (a demonstration, a hinted or a replayed row). Only trained groups are counted:
 what dynamic sampling drops (`keep: informative`) leaves no trace, so use `keep: all`. The bonus comes after
 normalisation, so in a group of equal scores it stays of size `coef` and is no full-size advantage.
 Defaults are a reviewer's table of the paper's (coef 0.2; baseline 0.5 for medium and 1 for easy data). No code was
@@ -25,6 +26,7 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat
 
 from rlvr.explore.base import AddOn, AddOnConfig
+from rlvr.rollout.groups import own
 from rlvr.types import F32, Group, Metrics
 
 UNREADABLE = ""  # the answer key of every response without one
@@ -58,7 +60,7 @@ class OutcomeBonus(AddOn):
         flat = np.concatenate([np.zeros(0, np.float32), *paid])
         for group in groups:
             seen = self._counts.setdefault(group.task.key, Counter())
-            seen.update(answer for answer, ok in zip(answers(group), group.valid, strict=True) if ok)
+            seen.update(answer for answer, mine in zip(answers(group), own(group), strict=True) if mine)
         moved = flat[flat != 0]
         return {
             "active": float(len(moved)),

@@ -8,8 +8,9 @@
 All samples are rows of the group, those beyond the n with weight 0: recorded, verified, in the baseline and in no loss.
 Set `advantage: {kind: grpo, std: false}`, the paper's. "Right" is the verifier's word; the paper's threshold on the
 reward is 0.7. A question that never leaves keeps the mixture that it has (`keep: informative` drops it when all are
-wrong). Rows in error count in neither class and are never among the n. Defaults are the paper's with `group: 8`: at
-most 32 samples. The rows of weight 0 still pass through the trainer's forward. Fidelity: exact.
+wrong). Rows in error count in neither class and are never among the n; what another add-on put in is in no class either
+and keeps its weight. Defaults are the paper's with `group: 8`: at most 32 samples. The rows of weight 0 still pass
+through the trainer's forward. Fidelity: exact.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from rlvr.explore.base import AddOn, AddOnConfig, Draw, Sample
-from rlvr.rollout.groups import joined
-from rlvr.rollout.tree_method import KINDS
+from rlvr.rollout.groups import joined, own
+from rlvr.rollout.rounds import round_problems
 from rlvr.types import Bool, Group, Metrics
 
 if TYPE_CHECKING:
@@ -45,10 +46,8 @@ class ReinforceAda(AddOn):
     Config = Config
 
     def problems(self, recipe: Recipe) -> Sequence[str]:
-        """A tree, whose budget is for one round."""
-        trees = [spec.kind for spec in recipe.explore if spec.kind in KINDS]
-        why = "'reinforce_ada' samples a draw in rounds, {!r} in one tree: take one of them away"
-        return [why.format(trees[0])] if trees else []
+        """Another method of rounds, or a tree."""
+        return round_problems(self.kind, recipe)
 
     def sampler(self, sample: Sample) -> Sample:
         """Rounds until the question may leave; then weight 0 on what is beyond n."""
@@ -57,7 +56,8 @@ class ReinforceAda(AddOn):
             group = await sample(draw)
             first = len(group)
             for round_ in range(1, self.config.rounds):
-                if done(group.correct, group.valid, n=self.config.n, mode=self.config.mode):
+                mine = own(group)
+                if done(group.correct & mine, mine, n=self.config.n, mode=self.config.mode):
                     break
                 at = draw.first + round_ * draw.group
                 group = joined(group, await sample(replace(draw, first=at)))
@@ -68,12 +68,13 @@ class ReinforceAda(AddOn):
     def observe(self, groups: Sequence[Group], metrics: Metrics) -> Metrics:
         """`active`: rows sampled in later rounds or not trained on; `extra`, `unused`: each; `balanced`: groups so."""
         extra, unused = (sum(g.counts.get(f"{self.name}/{key}", 0.0) for g in groups) for key in ("extra", "unused"))
-        balanced = sum(done(g.correct, g.valid, n=self.config.n, mode="balanced") for g in groups)
+        balanced = sum(done(g.correct & own(g), own(g), n=self.config.n, mode="balanced") for g in groups)
         return {"active": extra + unused, "extra": extra, "unused": unused, "balanced": float(balanced)}
 
     def _chosen(self, group: Group, *, extra: int) -> Group:
-        kept = chosen(group.correct, group.valid, n=self.config.n)
-        unused = group.valid & ~kept
+        mine = own(group)
+        kept = chosen(group.correct & mine, mine, n=self.config.n)
+        unused = mine & ~kept
         rows = (
             replace(t, weight=np.zeros_like(t.weight)) if out else t
             for t, out in zip(group.trajectories, unused, strict=True)

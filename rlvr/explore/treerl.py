@@ -8,7 +8,8 @@ begins at the first token of another branch, nor after the answer (`answer`, a r
 `form` takes the released code's credit instead: rewards less the mean of the other leaves', A = (V - V(parent), where
 that is 0 the one before it) + V, with `leave_one_out_sqrt` V / sqrt(L) in V's place.
 Differs from the paper: the recipe's objective; every leaf is trained on (there 16 of 30). From the released code: a
-branch never exceeds the response limit, a place is used once, and its choice by farthest positions is left out.
+branch never exceeds the response limit, a place is used once, and its choice by farthest positions is left out; a leaf
+that was cut has the reward that its verifier (and `overlong`) gives it, there 0.
 Fidelity: close.
 """
 

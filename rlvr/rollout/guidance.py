@@ -97,8 +97,13 @@ def demonstration(
 
 
 def temperature_of(group: Group) -> float:
-    """The temperature at which the group was sampled: its rows from elsewhere are measured at the same."""
-    return float(group.trajectories[0].temperature[-1])
+    """The temperature at which the group was sampled: its rows from elsewhere are measured at the same.
+
+    Where it changes along a response (EAD), that of the first token.
+    """
+    t = next((t for t in group.trajectories if t.source == "policy"), group.trajectories[0])
+    after = t.temperature[t.origin != Origin.PROMPT]
+    return float(after[0] if len(after) else t.temperature[-1])
 
 
 def order_of(group: Group, count: int, *, seed: int, purpose: str) -> list[int]:

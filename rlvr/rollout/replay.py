@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rlvr.types import F32, I32, Group, Metrics, Origin, Row, Trajectory, Verdict
+from rlvr.types import F32, I32, Bool, Group, Metrics, Origin, Row, Trajectory, Verdict
 
 ARRAYS = {"tokens": "<i4", "origin": "|i1", "weight": "<f4", "logprobs": "<f4", "version": "<i4", "temperature": "<f4"}
 
@@ -53,10 +53,17 @@ class ReplayStore:
         return tuple(sorted((e for t in self.tasks for e in self._entries[t]), key=lambda e: e.step))
 
     def add(self, entry: Entry) -> str | None:
-        """Store a row; returns why it is refused, or None (see `unstorable`)."""
+        """Store a row; returns why it is refused, or None (see `unstorable`).
+
+        Whatever credit made of its weights (a branch's shared tokens, a sample beyond those trained on), it comes back
+        as a response of its own, with weight 1 on all that was sampled.
+        """
         if reason := unstorable(entry.row):
             return reason
-        bare = replace(entry.row, streams={}, sft_weight=None, parent=None, cuts=(), adv_group=None, episode=None)
+        whole = sampled_tokens(entry.row).astype(np.float32)
+        bare = replace(
+            entry.row, weight=whole, streams={}, sft_weight=None, parent=None, cuts=(), adv_group=None, episode=None
+        )
         kept = [*self._entries.pop(entry.task, []), replace(entry, row=bare)]
         self._entries[entry.task] = kept if self.per_task is None else kept[-self.per_task :]
         if self.capacity is not None:
@@ -97,7 +104,7 @@ class ReplayStore:
         """Inverse of `state_dict`."""
         self._entries = {}
         for said in state:
-            arrays = {name: _unpacked(said[name], kind) for name, kind in ARRAYS.items()}
+            arrays: dict[str, Any] = {name: _unpacked(said[name], kind) for name, kind in ARRAYS.items()}
             verdict = None if said["verdict"] is None else Verdict(**said["verdict"])
             row = Trajectory(**arrays, text=said["text"], finish=said["finish"], verdict=verdict)
             entry = Entry(task=said["task"], step=said["step"], row=row, score=said["score"])
@@ -117,9 +124,14 @@ def unstorable(row: Trajectory) -> str | None:
     trained = row.weight != 0
     if not trained.any():  # sampled for a baseline alone, or left out as truncated
         return "untrained"
-    if (row.origin[trained] != Origin.SAMPLED).any() or not np.isfinite(row.logprobs[trained]).all():
+    if not sampled_tokens(row)[trained].all():
         return "unknown behaviour"
     return None
+
+
+def sampled_tokens(row: Trajectory) -> Bool:
+    """[L] tokens that the policy sampled with a log-prob that is known."""
+    return (row.origin == Origin.SAMPLED) & np.isfinite(row.logprobs)
 
 
 def unusable(row: Trajectory, *, prompt: I32, decode: Callable[[I32], str]) -> str | None:

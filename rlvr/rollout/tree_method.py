@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rlvr.recipe import Recipe
 
 KINDS = frozenset({"deep_search", "fr3e", "latr", "spo_tree", "treerl"})
+OUTSIDE = ("ead", "exgrpo", "temperature_schedule")  # what these change of a draw holds for its branches too
 
 
 class TreeConfig(AddOnConfig):
@@ -64,6 +65,13 @@ class TreeMethod(AddOn):
         """Two trees in one recipe; chains that the budget cannot pay; an estimator that samples by itself."""
         trees = [spec.kind for spec in recipe.explore if spec.kind in KINDS]
         found = [f"one tree method a recipe, got {', '.join(trees)}"] if len(trees) > 1 else []
+        kinds = [spec.kind for spec in recipe.explore]
+        inside = kinds[kinds.index(self.kind) + 1 :] if self.kind in kinds else []
+        found += [
+            f"{kind!r} stands behind it in explore, so branches are sampled without it: move it before {self.kind!r}"
+            for kind in OUTSIDE
+            if kind in inside
+        ]
         need, budget = recipe.group * recipe.sampling.max_tokens, self.config.budget
         if budget is not None and budget < need:
             found.append(
@@ -84,21 +92,22 @@ class TreeMethod(AddOn):
 
     async def planted(self, sample: Sample, draw: Draw) -> Group:
         """The tree of one draw."""
-        assert draw.ctx is not None, "a tree is sampled within a run"
+        ctx = draw.ctx
+        assert ctx is not None, "a tree is sampled within a run"
         ledger, failed = Ledger(self.config.budget), False
         first = self.first(draw.sampling.max_tokens)
         if number := self.chains(draw):
             group = await _chains(sample, replace(draw, group=number), ledger, most=first)
         else:
-            group = Group(draw.task, draw.index, (), prompt_len=len(draw.ctx.encode(draw.task)))
-        grower = Grower(draw=draw, ctx=draw.ctx, ledger=ledger, name=self.name, prompt_len=group.prompt_len)
+            group = Group(draw.task, draw.index, (), prompt_len=len(ctx.encode(draw.task)))
+        draw = replace(draw, task=group.task)  # the sampler below may have taken another one
+        grower = Grower(draw=draw, ctx=ctx, ledger=ledger, name=self.name, prompt_len=group.prompt_len)
         try:
             tree = await self.grown(group, grower)
         except (EngineError, TimeoutError):
-            tree, failed = (
-                (group if first is None and number == draw.group else await _chains(sample, draw, ledger)),
-                True,
-            )
+            tree, failed = await _plain(group, sample, draw, ledger, whole=first is None), True
+            if not len(tree):
+                raise
         said = {
             "forks": sum(t.parent is not None for t in tree.trajectories),
             "decoded": ledger.spent,
@@ -109,7 +118,11 @@ class TreeMethod(AddOn):
 
     def advantage(self, groups: Sequence[Group]) -> Sequence[Group]:
         """Credit from the tree, in place of the estimator's, in every group with a branch of this method."""
-        return [self._credited(group) if group.counts.get(f"{self.name}/forks") else group for group in groups]
+        return [self._credited(group) if self._branched(group) else group for group in groups]
+
+    def _branched(self, group: Group) -> bool:
+        """Whether a branch of this method is in it still: guidance replaces rows."""
+        return bool(group.counts.get(f"{self.name}/forks")) and any(t.parent for t in group.trajectories)
 
     def _credited(self, group: Group) -> Group:
         assert group.rewards is not None
@@ -132,12 +145,28 @@ class TreeMethod(AddOn):
 
 
 async def _chains(sample: Sample, draw: Draw, ledger: Ledger, *, most: int | None = None) -> Group:
-    """As many chains of a draw as the ledger can pay, one at the least, of at most `most` tokens."""
+    """As many chains of a draw as the ledger can pay, of at most `most` tokens; at the least one, of what is left."""
     limit = min(most or draw.sampling.max_tokens, draw.sampling.max_tokens)
     paid = sum(ledger.reserve(limit) for _ in range(draw.group))
-    group = await sample(replace(draw, group=max(paid, 1), sampling=replace(draw.sampling, max_tokens=limit)))
+    if not paid:
+        assert ledger.left, "a budget with nothing left pays no chain"
+        limit, paid = ledger.left, int(ledger.reserve(ledger.left))
+    group = await sample(replace(draw, group=paid, sampling=replace(draw.sampling, max_tokens=limit)))
     ledger.settle(paid * limit, min(sum(t.response_len for t in group.trajectories), paid * limit))
     return group
+
+
+async def _plain(group: Group, sample: Sample, draw: Draw, ledger: Ledger, *, whole: bool) -> Group:
+    """Plain responses in place of a tree that failed, where its chains are not yet those.
+
+    What the ledger cannot pay any more stays what it is: a chain that was cut after its first piece.
+    """
+    done = len(group) if whole else 0
+    if done == draw.group or ledger.left == 0:
+        return group
+    more = await _chains(sample, replace(draw, first=draw.first + done, group=draw.group - done), ledger)
+    kept, cut = group.trajectories[:done], group.trajectories[done + len(more) :]
+    return more.with_(trajectories=(*kept, *more.trajectories, *cut), counts={**group.counts, **more.counts})
 
 
 async def branched(group: Group, places: Sequence[tuple[int, int, str]], grower: Grower) -> Group:

@@ -232,10 +232,10 @@ def explore(addons: Sequence[AddOn], *, step: int = 0) -> list[Group]:
 
     async def collect() -> None:
         sample, context = flat, ToyContext(step=step, tasks=[toy_task(i) for i in range(TASKS)])
-        for addon in addons:
+        for addon in reversed(addons):  # the first of the recipe outermost, as in a run
             sample = addon.sampler(sample)
-            if step == 0:
-                await addon.prepare(context)
+        for addon in addons if step == 0 else ():
+            await addon.prepare(context)
         for index in range(TASKS):
             task = toy_task(index)
             for addon in addons:

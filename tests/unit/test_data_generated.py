@@ -42,9 +42,10 @@ def test_hints_begin_the_right_solution_and_keep_its_end() -> None:
     assert tasks("arithmetic", size=5)[0].hints == ()
 
 
-def test_a_teacher_out_of_range() -> None:
+@pytest.mark.parametrize("noise", [[0.1, 1.5], []])
+def test_a_teacher_out_of_range_and_none_at_all(noise: list[float]) -> None:
     with pytest.raises(ConfigError, match="noise"):
-        tasks("arithmetic", noise=[0.1, 1.5])
+        tasks("arithmetic", noise=noise)
 
 
 def test_countdown_demonstrations_are_right_and_splits_apart() -> None:

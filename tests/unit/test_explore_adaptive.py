@@ -69,6 +69,19 @@ def test_dars_baseline_is_the_mean_of_the_whole_group() -> None:
     assert [float(a[-1]) for a in credited.advantages][2:4] == pytest.approx([1 - 1 / 19, -1 / 19], abs=1e-6)
 
 
+@pytest.mark.parametrize(("addon", "second"), [(DARS(DARS.Config()), 48), (ReinforceAda(ReinforceAda.Config()), 48)])
+def test_rounds_count_on_from_where_the_draw_begins(addon: AddOn, second: int) -> None:
+    """Of a draw whose first response is number 40: no seed comes twice."""
+    seen: list[int] = []
+
+    async def sample(draw: Draw) -> Group:
+        seen.append(draw.first)
+        return make_group(draw.index, scores=[0.0] * draw.group)
+
+    asyncio.run(addon.sampler(sample)(Draw(TASK, 3, 0, 8, Sampling(), first=40)))
+    assert seen[:2] == [40, second] and len(set(seen)) == len(seen)
+
+
 def trained(group: Group) -> list[int]:
     return [i for i, t in enumerate(group.trajectories) if t.weight.any()]
 
@@ -100,3 +113,6 @@ def test_rows_in_error_are_in_no_class() -> None:
     assert not done(correct, valid, n=4, mode="balanced") and done(correct, valid, n=2, mode="balanced")
     assert chosen(correct, valid, n=4).tolist() == [True, False, True, True, False]
     assert chosen(correct, valid, n=2).tolist() == [True, False, True, False, False]
+    nearly = np.array([1, 1, 0, 1, 1], bool)  # the one class is filled up from the other
+    assert chosen(nearly, np.ones(5, bool), n=4).tolist() == [True, True, True, True, False]
+    assert chosen(~nearly, np.ones(5, bool), n=4).tolist() == [True, True, True, True, False]

@@ -77,6 +77,20 @@ def test_right_answers_alone_are_paid_up_to_the_cap() -> None:
     assert resumed.reward([group])[0] is group
 
 
+def test_caps_and_the_part_of_a_text_that_is_looked_at() -> None:
+    def paid(texts: list[str], **options: object) -> list[float]:
+        group = written(texts, [1.0] * len(texts))
+        rewards = Diver(Diver.Config.model_validate({"w": 1.0} | options)).reward([group])[0].rewards
+        return [float(r) - 1 for r in rewards]  # type: ignore[union-attr]
+
+    apart = ["a b c d e f g h", "i j k l m n o p"]
+    assert paid(apart) == pytest.approx([0.91, 0.91], abs=1e-6) and min(textual(tuple(apart))) > 0.91
+    assert paid(apart, cap=0.5) == pytest.approx([0.5, 0.5], abs=1e-6)
+    assert paid(["$a$", "$b$"], form="equational") == pytest.approx([0.68, 0.68], abs=1e-6)
+    head = "x " * 500
+    assert paid([head + "a b c", head + "d e f"]) == [0.0, 0.0]  # alike in their first 1000 characters
+
+
 def test_in_a_group_of_right_answers_it_stays_small() -> None:
     group = written(["a b c", "a b c", "a b c", "d e f"], [1.0] * 4)
     (credited,) = Grpo(Grpo.Config()).advantage(Diver(Diver.Config(w=1e-3)).reward([group]))

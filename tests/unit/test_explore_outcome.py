@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from rlvr.advantages.grpo import Grpo
 from rlvr.explore.outcome_bonus import OutcomeBonus, outcome_bonus
+from rlvr.explore.outcome_bonus import answers as read
 from rlvr.types import Group
 from tests.unit.rows import make_group
 
@@ -45,6 +46,22 @@ def test_batch_punishes_duplicates() -> None:
     np.testing.assert_allclose(bonus("batch", {}), [-0.375, -0.375, -0.375, 0, -0.125, -0.125, 0, -0.375])
     np.testing.assert_allclose(bonus("batch", {}, ["1"] * 4), [-0.75] * 4)
     assert not bonus("ucb_mean", {"1": 3}, ["1"] * 4).any()
+
+
+def test_a_row_in_error_is_nobodys_neighbour() -> None:
+    ok = np.array([True, True, True, False])
+    seen = Counter({"1": 4, "2": 1})
+    given_ = ["1", "2", "1", "1"]
+    mean = outcome_bonus(given_, ok, seen, form="ucb_mean", baseline=0.5)  # b = .5, 1, .5: mean 2/3
+    np.testing.assert_allclose(mean, [-1 / 6, 1 / 3, -1 / 6, 0], atol=1e-6)
+    here = outcome_bonus(given_, ok, seen, form="batch", baseline=0.5)
+    np.testing.assert_allclose(here, [-0.25, 0, -0.25, 0], atol=1e-6)  # of G = 4, as the error's own slot stays
+
+
+def test_what_cannot_be_read_is_one_answer_whatever_key_it_has() -> None:
+    group = answered([0.0] * 3, ["1", None, "3"])
+    rows = [replace(t, verdict=replace(t.verdict, parsed=i == 0)) for i, t in enumerate(group.trajectories)]
+    assert read(group.with_(trajectories=tuple(rows))) == ["1", "", ""]
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=8), st.randoms())

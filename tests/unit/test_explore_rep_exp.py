@@ -41,6 +41,13 @@ def test_leverage_knows_no_order_no_rotation_and_no_shift() -> None:
     np.testing.assert_allclose(elliptical(x, lam=0.1, form="leave_one_out"), alone, atol=1e-9)
 
 
+def test_a_state_that_is_not_finite_has_no_part() -> None:
+    broken = np.array([[np.nan, 0.0], [np.inf, 1.0]])
+    h = elliptical(np.concatenate([X, broken]), lam=0.01)
+    np.testing.assert_allclose(h, [*elliptical(X, lam=0.01), 0, 0], atol=1e-12)
+    assert not elliptical(broken, lam=0.01).any()
+
+
 def represented(method: RepExp, scores: list[float], errors: list[str | None] | None = None) -> Group:
     group = make_group(0, scores=scores, errors=errors)
     states = [*X.astype(np.float32), np.full(2, 99, np.float32)]

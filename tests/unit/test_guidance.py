@@ -15,13 +15,12 @@ from rlvr.credit import assign_credit
 from rlvr.errors import ConfigError, DataError
 from rlvr.explore.ampo import AMPO
 from rlvr.explore.critique_grpo import CritiqueGRPO
-from rlvr.explore.ghpo import GHPO, hinted_task
 from rlvr.explore.luffy import Luffy
 from rlvr.explore.rl_plus import RLPlus
 from rlvr.objectives.off_policy import multiple_importance, shaped_probability, unexplored
 from rlvr.objectives.view import TokenView
 from rlvr.rollout.guidance import demonstrations, foreign
-from rlvr.types import Completion, Group, Origin, Request, Sampling, Task
+from rlvr.types import Group, Origin, Sampling, Task
 from tests.unit.conformance import ADVANTAGE, ToyContext, make
 from tests.unit.rows import make_group
 
@@ -199,6 +198,29 @@ def test_rl_plus_loss_is_the_product_and_its_gradient_that_of_the_weight() -> No
     assert logp.grad[0].tolist() == pytest.approx([*(-e for e in expected[:3]), 0.0], abs=1e-6)
 
 
+@pytest.mark.parametrize("addon", [Luffy(Luffy.Config()), AMPO(AMPO.Config()), CritiqueGRPO(CritiqueGRPO.Config())])
+def test_shaped_loss_by_hand(addon: Any) -> None:
+    """-A f(pi) at marked tokens: dl / dlogp = -A / 4 at pi = gamma; others keep theirs."""
+    p = torch.tensor([[0.1, 0.1, 0.5]], dtype=torch.float64)
+    logp, ones = p.log().requires_grad_(), torch.ones_like(p)
+    advantages = torch.tensor([[0.875, -0.5, 1.0]], dtype=torch.float64)
+    view = TokenView(logp, p.log(), p.log(), 0 * ones, advantages, ones, mark=torch.tensor([[1.0, 1.0, 0.0]]))
+    loss = addon.token_loss(view, 7.0 * ones)
+    assert loss[0].tolist() == pytest.approx([-0.875 / 2, 0.25, 7.0], abs=1e-9)
+    loss.sum().backward()
+    assert logp.grad is not None and logp.grad[0].tolist() == pytest.approx([-0.875 / 4, 0.125, 0.0], abs=1e-9)
+    assert addon.token_loss(replace(view, mark=None), ones) is ones
+
+
+def test_the_old_policy_of_rl_plus_has_no_gradient() -> None:
+    logp = torch.tensor([0.3], dtype=torch.float64).log().requires_grad_()
+    assert not multiple_importance(torch.tensor([0.2]).double().log(), logp).requires_grad
+    # a new token that the policy knows well by now earns next to nothing: the weight .9975 times the factor .1
+    old = torch.tensor([0.99], dtype=torch.float64).log()
+    assert float(multiple_importance(old, old) * unexplored(old, gamma=0.5)) == pytest.approx(0.0998, abs=1e-4)
+    assert float(unexplored(old, gamma=0.0)) == 1.0
+
+
 # AMPO ---------------------------------------------------------------------------------------------
 
 
@@ -212,113 +234,3 @@ def test_ampo() -> None:
 def test_ampo_leaves_a_group_with_a_right_answer() -> None:
     group = replace(make_group(0, scores=[0.0] * 7 + [1.0]), task=Task("t0", "?", "1", demos=("1 3",)))
     assert guided(AMPO(AMPO.Config()), group) is group
-
-
-# GHPO ---------------------------------------------------------------------------------------------
-
-
-class Stages(Teacher):
-    """Retries are right from stage `good` on; `asked` are the requests of every call."""
-
-    def __init__(self, good: int, limit: int = 100) -> None:
-        super().__init__(sampling=Sampling(max_tokens=4))
-        self.good, self.limit, self.asked = good, limit, list[list[Request]]()
-
-    async def generate(self, requests: Any) -> list[Completion]:
-        right = len(self.asked) >= self.good
-        self.asked.append(list(requests))
-        answers = [np.array([2 if right and i == 0 else 1], np.int32) for i in range(len(requests))]
-        one = np.ones(1, np.int32)
-        return [
-            Completion(r.key, a, -0.3 * one.astype(np.float32), one, "stop")
-            for r, a in zip(requests, answers, strict=True)
-        ]
-
-    def encode(self, task: Task) -> np.ndarray:
-        assert isinstance(task.prompt, str)
-        if len(task.prompt) > self.limit:
-            raise DataError("the prompt is too long")
-        return np.frombuffer(task.prompt.encode(), np.uint8).astype(np.int32)
-
-
-HINTS = ("ab", "abcdefghij")
-
-
-def ghpo(**options: Any) -> GHPO:
-    return GHPO(GHPO.Config(template="{prompt}{hint}", **options))
-
-
-def test_ghpo_shows_more_and_more() -> None:
-    ctx = Stages(good=1)
-    group = guided(ghpo(), failing(4, hints=HINTS), ctx)
-    prompts = [bytes(call[0].tokens.astype(np.uint8)).decode() for call in ctx.asked]
-    assert prompts == ["?ab", "?abcde"]  # round(10 * 0.25) = 2 characters, then 5
-    keys = [r.key for call in ctx.asked for r in call]
-    assert len(set(keys)) == 8 and len({r.sampling.seed for call in ctx.asked for r in call}) == 8
-    for t in group.trajectories:  # trained under the prompt it was generated under, with known log-probs
-        assert bytes(t.tokens[: group.prompt_len].astype(np.uint8)).decode() == "?abcde"
-        assert t.generated_under is None and np.isfinite(t.logprobs).all() and t.source == "ghpo"
-    assert group.correct.tolist() == [True, False, False, False]
-    assert group.counts == {"ghpo/tried": 1, "ghpo/tried_rows": 8, "ghpo/rescued": 1, "ghpo/ratio_sum": 0.5}
-
-
-def test_ghpo_that_fails_leaves_the_group_after_three_retries() -> None:
-    ctx, group = Stages(good=9), failing(4, hints=HINTS)
-    after = guided(ghpo(), group, ctx)
-    assert len(ctx.asked) == 3
-    assert after.trajectories == group.trajectories and "ghpo/rescued" not in after.counts
-
-
-def test_ghpo_costs_nothing_where_an_answer_is_right() -> None:
-    ctx, group = Stages(good=0), make_group(0, scores=[0.0, 1.0])
-    assert guided(ghpo(), group, ctx) is group
-    assert not ctx.asked
-
-
-def test_ghpo_with_a_hint_too_long_for_the_prompt() -> None:
-    ctx, group = Stages(good=9, limit=5), failing(4, hints=HINTS)
-    after = guided(ghpo(), group, ctx)
-    assert after.trajectories == group.trajectories
-    assert after.counts == {"ghpo/tried": 1, "ghpo/tried_rows": 4, "ghpo/too_long": 1}
-
-
-@pytest.mark.parametrize("ratios", [[0.0], [1.0], [-0.1], [1.5], [0.5, 0.25], [float("nan")]])
-def test_hint_ratios_out_of_range_are_refused(ratios: list[float]) -> None:
-    with pytest.raises(ValueError):
-        GHPO.Config(ratios=ratios)
-
-
-def test_a_hint_goes_into_the_last_turn_of_the_user() -> None:
-    chat = (
-        {"role": "user", "content": "{hint}?"},
-        {"role": "assistant", "content": "?"},
-        {"role": "user", "content": "2"},
-    )
-    made = hinted_task(Task("t", chat, "1", hints=("{prompt}xx",)), 0.8, template="{prompt}: {hint}")
-    assert [m["content"] for m in made.prompt] == ["{hint}?", "?", "2: {prompt}"]  # type: ignore[index]
-
-
-# Critique-GRPO ------------------------------------------------------------------------------------
-
-
-def critique(**options: Any) -> CritiqueGRPO:
-    return CritiqueGRPO(CritiqueGRPO.Config(template="{prompt}{response}{critique}", wrong="no:{truth}", **options))
-
-
-def test_critique_replaces_one_wrong_row() -> None:
-    ctx, group = Stages(good=0), failing(4)
-    after = guided(critique(shortest=0.0), group, ctx)
-    assert bytes(ctx.asked[0][1].tokens.astype(np.uint8)).decode() == "?text 1no:1"
-    assert [a is b for a, b in zip(after.trajectories, group.trajectories, strict=True)] == [True] * 3 + [False]
-    row = after.trajectories[3]
-    assert row.tokens.tolist() == [ord("?"), 2]  # the question alone
-    assert row.generated_under is not None and bytes(row.generated_under.astype(np.uint8)).decode() == "?text 0no:1"
-    assert np.isnan(row.logprobs).tolist() == [False, True] and row.weight.tolist() == [0, 1]
-    assert [int(m.sum()) for m in foreign(collate([after]), "critique_grpo")] == [0, 0, 0, 1]
-
-
-def test_a_refinement_that_is_wrong_or_a_copy_is_not_taken() -> None:
-    group = failing(4)
-    assert guided(critique(shortest=0.0), group, Stages(good=9)).trajectories == group.trajectories
-    after = guided(critique(shortest=0.5), group, Stages(good=0))  # 1 token for 3
-    assert after.trajectories == group.trajectories and after.counts["critique_grpo/too_short"] == 1

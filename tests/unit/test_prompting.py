@@ -9,7 +9,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import PreTrainedTokenizerFast
 
-from rlvr.errors import DataError
+from rlvr.errors import ConfigError, DataError
 from rlvr.prompting import Prompter
 from rlvr.recipe import Prompt
 from rlvr.types import Task
@@ -80,3 +80,25 @@ def test_length() -> None:
 def test_no_tokens() -> None:
     with pytest.raises(DataError, match="has no tokens"):
         Prompter(tokenizer(), Prompt()).encode(task(""))
+
+
+@pytest.mark.parametrize("text", ["12", "12<end>", "12<end><end>"])
+def test_a_demonstration_gets_exactly_one_end(text: str) -> None:
+    prompter = Prompter(tokenizer(), Prompt())
+    ids = prompter.encode_response(text)
+    assert ids.dtype == np.int32 and ids.tolist() == [*prompter.encode(task("12")).tolist(), 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"), [("1<end>2", "an end token before its end"), ("", "no tokens"), ("<end>", "no tokens")]
+)
+def test_a_demonstration_that_cannot_be_one(text: str, what: str) -> None:
+    with pytest.raises(DataError, match=f"a demonstration has {what}"):
+        Prompter(tokenizer(), Prompt()).encode_response(text)
+
+
+def test_a_tokenizer_without_an_end_token_has_no_demonstrations() -> None:
+    endless = tokenizer()
+    endless.eos_token = None
+    with pytest.raises(ConfigError, match="no end token"):
+        Prompter(endless, Prompt()).encode_response("12")

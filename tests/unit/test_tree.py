@@ -103,6 +103,8 @@ def test_a_row_in_error_has_no_part() -> None:
     assert values[0] == pytest.approx(1 / 3) and on_nodes(group, values)[0] == 1.0
     (credited,) = TreeRL(Config()).advantage([group])
     assert credited.advantages is not None and not credited.advantages[2].any() and credited.advantages[0].any()
+    # pA: V = 1 over the one leaf that counts, so (2/3 + 2/3) / sqrt(1)
+    assert float(credited.advantages[0][3]) == pytest.approx(4 / 3, abs=1e-6)
 
 
 def test_rows_once_and_as_edges() -> None:
@@ -136,6 +138,9 @@ def test_links_that_cannot_be() -> None:
     inherited = Group(TASK, 0, (*rows[:3], leaf([10, 31], 1.0, (2, 4))), prompt_len=3)
     tree = Tree.of(inherited)  # row 3 leaves row 2 in what that has from row 0
     assert [tree.nodes[n].row for n in tree.paths[3]] == [0, 3] and len(tree.paths[0]) == 3
+    beside = Tree.of(Group(TASK, 0, (*rows[:3], leaf([10, 11, 31], 1.0, (2, 5))), prompt_len=3))
+    assert [beside.nodes[n].row for n in beside.paths[3]] == [0, 3]  # where row 2's own tokens begin: its sibling
+    assert beside.means(np.array([1.0, 0, 0, 1]))[beside.paths[3][0]] == pytest.approx(2 / 3)
 
 
 @settings(max_examples=60, deadline=None)
@@ -226,6 +231,7 @@ def check(group: Group, budget: int | None = None, *, max_tokens: int = 16) -> N
     tree = Tree.of(group)
     for t, path in zip(group.trajectories, tree.paths, strict=True):
         assert t.verdict is not None and t.response_len <= max_tokens
+        assert np.array_equal(t.weight, (t.origin != Origin.PROMPT).astype(np.float32))  # until there is credit
         for n in path:
             node = tree.nodes[n]
             for name in ("tokens", "logprobs", "version"):  # a shared prefix bit for bit

@@ -45,6 +45,30 @@ def test_segments_add_up_to_the_reward(seed: int, factors: list[int], segment: i
     assert all(at % segment == 0 for at in starts)
 
 
+class Endless(Fake):
+    """No response ends before its limit."""
+
+    def _one(self, r: Request) -> Completion:
+        m = r.sampling.max_tokens
+        rng = np.random.default_rng([r.sampling.seed or 0, len(r.tokens)])
+        tokens, zeros = rng.integers(10, 99, m).astype(np.int32), np.zeros(m, np.int32)
+        return Completion(r.key, tokens, zeros.astype(np.float32), zeros, "length")
+
+
+def test_a_segment_tree_by_hand() -> None:
+    """4 first segments of 3 tokens, 2 of 3 behind each, 3 to the end behind those: 4 + 8 nodes of 3, 24 of 10."""
+    method = spo_tree.SpoTree(spo_tree.Config(factors=(2, 3), segment=3))
+    group = sampled(method, Endless())
+    tree = Tree.of(group)
+    sizes = sorted(n.end - n.start for n in tree.nodes[1:])
+    assert sizes == [3] * 12 + [10] * 24 and len(group) == 24
+    assert group.counts["spo_tree/decoded"] == 12 * 3 + 24 * 10
+    # a budget that pays no second level: the first segments are scored as they stand, none is lost
+    short = sampled(spo_tree.SpoTree(spo_tree.Config(factors=(2,), segment=15, budget=64)), Endless())
+    assert len(short) >= 4 and {len(path) for path in Tree.of(short).paths} == {1, 2}
+    assert all(t.verdict for t in short.trajectories) and short.counts["spo_tree/decoded"] <= 64
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.integers(64, 200))
 def test_segments_keep_to_the_budget(seed: int, budget: int) -> None:
@@ -77,12 +101,18 @@ def test_fr3e_numbers() -> None:
     assert out[:4] == pytest.approx([1.5, -0.5, -0.5, -0.5], abs=1e-5)
     assert out[4:8] == pytest.approx(0.6065307 * np.array([0.5, -1.5, 0.5, 0.5]), abs=1e-5)
     assert not out[8:].any()
+    back = fr3e.modulated(np.array([1, 0, 0, 0, 1, 1, 0, 1, 1, 0, 1, 0.0]), [3] * 4 + [6] * 4 + [9] * 4)
+    half = np.array([0.5, -0.5, 0.5, -0.5]) / np.sqrt(
+        1 / 3
+    )  # V falls by 0.25 from the state before, not from the first
+    assert back[8:] == pytest.approx(np.exp(0.25) * half, abs=1e-5)
     level = fr3e.modulated(np.array([1.0, 0, 0, 1]), [3, 3, 6, 6])  # no change of value: plain GRPO at each state
     assert level == pytest.approx([0.70710678, -0.70710678, -0.70710678, 0.70710678], abs=1e-5)
 
 
 def test_fr3e_returns_to_uncertain_places() -> None:
     assert fr3e.uncertain(np.array([-9, -1, -5, -4, 0, -3], np.float32), k=2, spacing=2) == [2, 5]
+    assert fr3e.uncertain(np.array([0, -1, -5, -4, -3], np.float32), k=2, spacing=2) == [2, 4]  # just so far apart
     group = sampled(fr3e.FR3E(fr3e.Config(k=2, m=3, spacing=2)), Fake())
     check(group)
     assert len(group) == 4 + 2 * 3 and {t.parent[0] for t in group.trajectories if t.parent} == {0}
