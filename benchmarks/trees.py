@@ -4,8 +4,9 @@
     python benchmarks/trees.py --tokens 512 --prompts 8 --repeats 3
     python benchmarks/trees.py --base --prompts 1 16 32 --repeats 7
 
-Both are sampled by the parts of a run: one vLLM replica behind Ray, the add-on's sampler around the flat one, verifiers in
-processes of their own. They take turns in one session, all prompts at once, no draw twice; a ratio is of one turn.
+Both are sampled by the parts of a run: one vLLM replica behind Ray, the add-on's sampler around the flat one, verifiers
+in processes of their own. They take turns in one session, all prompts at once, no draw twice; a ratio is of one turn.
+CPU time is that of all these processes: what else the machine does hardly changes it.
 With `--tokens` the model has the size of the quickstart's and random weights, and its end token is none that it can
 sample: every response has that many tokens. With `--base` it is the quickstart's base model
 (`rlvr sft sft/arithmetic_base` builds it), whose responses end by themselves after some 21 tokens.
@@ -25,6 +26,8 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import psutil
 
 from rlvr import config
 from rlvr.cluster_samplers import SamplerPool
@@ -52,6 +55,7 @@ class Turn:
     """Both ways once, on the same number of prompts: seconds, and what the samplers counted."""
 
     seconds: dict[str, float]
+    cpu: dict[str, float]
     counted: dict[str, Metrics]
     saved_share: float
 
@@ -73,18 +77,19 @@ class Bench:
     async def turn(self, prompts: int, tokens: int, order: Sequence[str]) -> Turn:
         """One after the other."""
         seconds: dict[str, float] = {}
+        cpu: dict[str, float] = {}
         counted: dict[str, Metrics] = {}
         saved = 0.0
         for way in order:
             sample, group = self.ways[way]
             draws = [self._draw(group, tokens) for _ in range(prompts)]
             await self.pool.usage(limit=LIMIT)
-            started = time.perf_counter()
+            started, spent = time.perf_counter(), cpu_seconds()
             groups = await asyncio.gather(*(sample(draw) for draw in draws))
-            seconds[way] = time.perf_counter() - started
+            seconds[way], cpu[way] = time.perf_counter() - started, cpu_seconds() - spent
             counted[way] = await self.pool.usage(limit=LIMIT)
             saved = self._checked(groups, counted[way]) if way == "tree" else saved
-        return Turn(seconds, counted, saved)
+        return Turn(seconds, cpu, counted, saved)
 
     def _draw(self, group: int, tokens: int) -> Draw:
         index = next(self.draws)
@@ -105,6 +110,12 @@ class Bench:
         if {len(g) for g in groups} != {LEAVES} or said["failed"] or said["decoded"] != counted["time/decoded"]:
             raise SystemExit(f"trees of {sorted({len(g) for g in groups})} leaves; add-on {said}, samplers {counted}")
         return said["saved_share"]
+
+
+def cpu_seconds() -> float:
+    """Of this process and all below it: samplers, verifiers, Ray."""
+    me = psutil.Process()
+    return sum(sum(p.cpu_times()[:2]) for p in [me, *me.children(recursive=True)] if p.is_running())
 
 
 def endless(path: Path) -> Path:
@@ -149,7 +160,7 @@ async def measure(model: str, lengths: Sequence[int], prompts: Sequence[int], re
             for repeat in range(repeats + 1):
                 turn = await bench.turn(number, tokens, ("tree", "flat") if repeat % 2 else ("flat", "tree"))
                 turns += [turn] if repeat else []  # the first is a warm-up
-                print(f"{tokens} x {number}: {turn.seconds}", flush=True)
+                print(f"{tokens} x {number}: {turn.seconds}, CPU {turn.cpu}", flush=True)
             rows.append(row(number, turns))
         return rows
 
@@ -161,9 +172,12 @@ def row(prompts: int, turns: Sequence[Turn]) -> str:
     running = statistics.median(t.ratio("time/running") for t in turns)
     share = statistics.median(t.counted["tree"]["time/prefix_share"] for t in turns)
     saved = statistics.median(t.saved_share for t in turns)
+    seconds, cpu = (
+        [took["tree"] / took["flat"] for took in kind] for kind in ([t.seconds for t in turns], [t.cpu for t in turns])
+    )
     return (
         f"| {length:.0f} | {prompts} | {spread([t.ratio('time/decoded') for t in turns])} | {saved:.2f} | {share:.2f} "
-        f"| {times['flat']:.2f} | {times['tree']:.2f} | {spread([t.seconds['tree'] / t.seconds['flat'] for t in turns])} "
+        f"| {times['flat']:.2f} | {times['tree']:.2f} | {spread(seconds)} | {spread(cpu)} "
         f"| {running:.2f} |"
     )
 
@@ -188,8 +202,8 @@ def main() -> None:
             rows += asyncio.run(measure(str(endless(Path(folder))), args.tokens, args.prompts, args.repeats))
     if args.base:
         rows += asyncio.run(measure(BASE, [48], args.prompts, args.repeats))
-    print("| response | prompts | decoded | shared | from cache | flat, s | tree, s | time | running |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| response | prompts | decoded | shared | from cache | flat, s | tree, s | time | CPU time | running |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     print("\n".join(rows))
 
 
