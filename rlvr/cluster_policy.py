@@ -147,7 +147,10 @@ class RaySync:
             await self._policy.connect(self._pool, self._side, limit=self._limit)
 
     async def push(self, version: int) -> Metrics:
-        """Every replica serves `version` afterwards. A dead one is replaced first, and the push tried once more."""
+        """Every replica serves `version` afterwards. A dead one is replaced first, and the push tried once more.
+
+        The metrics are of the push, and of what the replicas did since the one before it.
+        """
         async with self._policy.lock:
             try:
                 metrics = await self._push(version)
@@ -161,7 +164,7 @@ class RaySync:
             self._pool.blocked.clear()
             for replica in self._pool.replicas:
                 replica.ready.set()
-        return metrics
+            return metrics | await self._pool.usage(limit=self._limit)
 
     async def _push(self, version: int) -> Metrics:
         colocated = self._policy.pool_to_sleep is not None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from rlvr.cluster import ActorDied, answer, stop
+from rlvr.engine.usage import usage_metrics
 from rlvr.errors import EngineError, ReplicaBroken
-from rlvr.types import F32, I32, Completion, Request
+from rlvr.types import F32, I32, Completion, Metrics, Request
 
 RESTARTS = 3  # of one replica in one run
 HOMES = 4096  # draws whose replica is remembered
@@ -24,6 +25,7 @@ class Replica:
         self.load = 0
         self.restarts = 0
         self.ready = asyncio.Event()
+        self.seen: Mapping[str, float] = {}  # its counts at the last reading
 
     async def call(self, method: str, *args: Any, limit: float | None = None) -> Any:
         """Await a method of the remote sampler."""
@@ -114,8 +116,23 @@ class SamplerPool:
                 "`sampling.max_tokens` or `vllm.kv_cache_memory_bytes`); the run resumes with the same command."
             )
         stop(replica.handle)
-        replica.handle = self._make(replica.index)
+        replica.handle, replica.seen = self._make(replica.index), {}
         await replica.call("start", limit=self._start_limit)
+
+    async def usage(self, *, limit: float) -> Metrics:
+        """What the replicas did since the last call (`rlvr.engine.usage`); one that is gone says nothing."""
+        found = await asyncio.gather(*(self._stats(replica, limit=limit) for replica in self.replicas))
+        told = [(replica, now) for replica, now in zip(self.replicas, found, strict=True) if now]
+        metrics = usage_metrics([replica.seen for replica, _ in told], [now for _, now in told])
+        for replica, now in told:
+            replica.seen = now
+        return metrics
+
+    async def _stats(self, replica: Replica, *, limit: float) -> Mapping[str, float]:
+        try:
+            return await replica.call("stats", limit=limit)
+        except ActorDied:  # whoever samples next replaces it
+            return {}
 
     async def each(self, method: str, *args: Any) -> list[Any]:
         """The same call on every replica."""

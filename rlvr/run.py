@@ -13,7 +13,7 @@ from pathlib import Path
 from rlvr import checkpoint, config
 from rlvr.buffer import Buffer
 from rlvr.engine.handshake import handshake, random_sequences
-from rlvr.engine.protocols import Verifiers
+from rlvr.engine.protocols import Sampler, Verifiers
 from rlvr.engines import Engines, start_engines
 from rlvr.explore.base import AddOn, Sample
 from rlvr.loop import sampling_of, train
@@ -52,7 +52,7 @@ class RunContext:
     """What group-time hooks may ask of the run (`rlvr.explore.base.Context`)."""
 
     seed: int
-    engines: Engines
+    sampler: Sampler
     verifiers: Verifiers
     prompter: Prompter
     tasks: Sequence[Task]  # every training task
@@ -65,7 +65,7 @@ class RunContext:
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Sample on one replica."""
-        return await self.engines.pool.generate(requests)
+        return await self.sampler.generate(requests)
 
     async def verify(self, task: Task, responses: Sequence[str]) -> list[Verdict]:
         """Score responses."""
@@ -192,7 +192,9 @@ def build_loop(
         tasks=data.stream.draw,
         policy=engines.policy,
         sync=engines.sync,
-        context=RunContext(recipe.seed, engines, data.verifiers, data.prompter, data.stream.tasks, sampling_of(recipe)),
+        context=RunContext(
+            recipe.seed, engines.pool, data.verifiers, data.prompter, data.stream.tasks, sampling_of(recipe)
+        ),
         sample=compose(methods.hooks, flat_groups(engines.pool, data.verifiers, data.prompter, seed=recipe.seed)),
         buffer=Buffer(
             slots=(recipe.max_lag + 1) * recipe.prompts,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from rlvr.engine.usage import Usage
 from rlvr.engine.vllm_args import Transport, engine_arguments
 from rlvr.errors import EngineError, ReplicaBroken
 from rlvr.types import F32, I32, Completion, Finish, Request, Sampling
@@ -61,7 +62,7 @@ class VllmSampler:
         self._updating = False
         self._asleep = False
         self._scores = 0
-        self._cache = {"queries": 0, "hits": 0}
+        self._usage = Usage()
 
     async def start(self) -> None:
         """Load the model. The process needs the variables of `vllm_args.environment`.
@@ -99,10 +100,12 @@ class VllmSampler:
         if request.sampling.annealing and self._arguments["overrides"].get("speculative_config"):
             raise self._error(f"{request.key!r} asks for an annealing", "take vllm.speculative_config away")
         self._in_flight.add(request.key)
+        self._usage.begin()
         try:
             out = await self._run(request.key, request.tokens, _sampling_params(request.sampling))
         finally:
             self._in_flight.discard(request.key)
+            self._usage.end()
         if self._broken:
             raise ReplicaBroken(f"sampler replica {self.replica}: {request.key!r} was in flight when {self._broken}")
         self._count(out)
@@ -225,13 +228,8 @@ class VllmSampler:
     # ---- state
 
     async def stats(self) -> dict[str, float]:
-        """Running requests, the version served, and prompt tokens looked up and found in the prefix cache so far."""
-        return {
-            "running": float(len(self._in_flight)),
-            "version": float(self.version),
-            "prefix_queries": float(self._cache["queries"]),
-            "prefix_hits": float(self._cache["hits"]),
-        }
+        """The version served, and what was done since the start (see `rlvr.engine.usage`)."""
+        return {"version": float(self.version), **self._usage.counts()}
 
     @property
     def dead(self) -> bool:
@@ -249,8 +247,9 @@ class VllmSampler:
             self._engine = None
 
     def _count(self, out: RequestOutput) -> None:
-        self._cache["queries"] += len(out.prompt_token_ids or ())
-        self._cache["hits"] += out.num_cached_tokens or 0
+        self._usage.queries += len(out.prompt_token_ids or ())
+        self._usage.hits += out.num_cached_tokens or 0
+        self._usage.decoded += len(out.outputs[0].token_ids)
 
     def _healthy(self) -> None:
         if self._broken:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from tests.engines.project import Project, make_project
 
 pytestmark = pytest.mark.timeout(600)  # several starts of all engines in one test
+BLOCK = 32  # of the CPU sampler's cache
 TIMELESS = ("metrics.jsonl", "rollouts.jsonl", "evals.jsonl")
 
 
@@ -43,6 +45,23 @@ def test_a_run_writes_what_it_promises(whole: Project) -> None:
     folder = whole.path / "runs" / "whole"
     assert (folder / "recipe.yaml").exists() and list((folder / "tensorboard").iterdir())
     assert (folder / "checkpoints" / "step-000006" / "manifest.json").exists()
+
+
+def test_a_trees_metrics_tell_what_its_samplers_did(project: Project) -> None:
+    words = ("run=trees", "steps=3", "evaluate.every=0", "checkpoint.every=0", "sampling.max_tokens=80", "keep=all")
+    status, out = project.rlvr("train", "r.yaml", *words, "explore=[{kind: treerl, n: 1, t: 2}]")
+    assert status == 0, out
+    lines = [json.loads(line) for line in (project.path / "runs/trees/metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert line["time/decoded"] == line["sampled/tokens"] == line["treerl/decoded"]
+        assert line["treerl/saved"] > 0
+        assert 1 < line["time/running"] <= 8 * 4 * 2  # every prompt's branches at once
+        assert 0 < line["time/sampling"] <= line["time/generate"]
+        assert 0 <= line["time/prefix_share"] < 1
+    rollouts = project.lines("trees", "rollouts.jsonl")
+    branches = [row["parent"][1] for line in rollouts for row in line["responses"] if "parent" in row]
+    # whole blocks of what a branch shares with its chain, the last token of a prompt being computed in any case
+    assert sum(line["time/prefix_hits"] for line in lines) == sum(BLOCK * ((at - 1) // BLOCK) for at in branches) > 0
 
 
 def test_the_same_command_again_is_cheap(whole: Project) -> None:
