@@ -54,6 +54,7 @@ EXAMPLES: dict[str, tuple[dict, dict]] = {
     "repo": ({"coef": 0.0}, {"k": 3}),
     "rep_exp": ({"coef": 0.0}, {"coef": 0.3, "d": 4}),
     "rl_plus": ({"demos": 0}, {"demos": 1}),
+    "seele": ({"rounds": 0}, {"rounds": 3, "gamma": 0.05}),
     "siren": ({"beta": 0.0}, {"beta": 0.1, "q": 0.5}),
     "spo_tree": ({"factors": ()}, {"factors": (2,), "segment": 3}),
     "treerl": ({"n": 0}, {"n": 1, "t": 1}),
@@ -66,7 +67,7 @@ STATES: dict[str, dict] = {
     "repo": {"store": replayable()},
     "siren": {"anchor": 1.0},
 }
-ROUNDS = {"dars", "reinforce_ada"}  # a draw is sampled in rounds
+ROUNDS = {"dars", "reinforce_ada", "seele"}  # a draw is sampled in rounds
 RESCUES = {"ampo", "ghpo"}  # nothing is left to do where another method put a right answer into a failed group
 KINDS = EXPLORE.kinds
 WORKING = [(kind, EXAMPLES[kind][1]) for kind in KINDS if kind in EXAMPLES]
