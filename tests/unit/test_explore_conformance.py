@@ -69,6 +69,7 @@ STATES: dict[str, dict] = {
 }
 ROUNDS = {"dars", "reinforce_ada", "seele"}  # a draw is sampled in rounds
 RESCUES = {"ampo", "ghpo"}  # nothing is left to do where another method put a right answer into a failed group
+OWN = {"critique_grpo", "luffy", "rl_plus"}  # act on rows that are the policy's own, and seele shows hints in all
 KINDS = EXPLORE.kinds
 WORKING = [(kind, EXAMPLES[kind][1]) for kind in KINDS if kind in EXAMPLES]
 ALL = [spec for spec in WORKING if spec[0] not in TREES - {"treerl"}]  # a recipe may have one tree
@@ -159,7 +160,8 @@ PAIRS = [pair for pair in PAIRS if not {kind for kind, _ in pair} <= TREES | ROU
 def test_every_pair_stacks(pair: tuple) -> None:
     out = learn(later(*pair))
     assert out.grad.isfinite().all()
-    assert all(out.active(kind) > 0 for kind, _ in pair if kind not in RESCUES)
+    quiet = RESCUES | (OWN if "seele" in dict(pair) else set())
+    assert all(out.active(kind) > 0 for kind, _ in pair if kind not in quiet)
 
 
 @pytest.mark.parametrize("kind", KINDS)
