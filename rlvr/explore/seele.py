@@ -73,8 +73,11 @@ class SEELE(AddOn):
         rounds, found = self.config.rounds, []
         if rounds and recipe.group % rounds:
             found.append(f"{self.kind!r}: group is {recipe.group}, which rounds = {rounds} do not divide; change one")
-        if others := [spec.kind for spec in recipe.explore if spec.kind in ROUNDS]:
+        kinds = [spec.kind for spec in recipe.explore]
+        if others := [kind for kind in kinds if kind in ROUNDS]:
             found.append(f"{self.kind!r} samples a draw in rounds, {others[0]!r} in its own way: take one of them away")
+        if self.kind in kinds and "exgrpo" in kinds[kinds.index(self.kind) :]:
+            found.append(f"'exgrpo' gives a draw another task, whose hints {self.kind!r} shows: name it before")
         if recipe.advantage.kind == "remax":
             found.append(f"{self.kind!r} asks under several prompts, 'remax' has one baseline: name another estimator")
         return found
@@ -115,15 +118,15 @@ class SEELE(AddOn):
         for size in sizes(draw.group, self.config.rounds):
             shown, task, refused = fitting(draw, wanted=math.floor(rate * steps + 0.5))
             part = await sample(replace(draw, task=task, group=size, first=draw.first + done))
-            parts.append(self._imitated(part) if shown else part)
+            own = part.valid & np.array([t.source == "policy" for t in part.trajectories])  # not what was replayed
+            parts.append(self._imitated(part))
             done += size
-            valid, right = int(part.valid.sum()), int(part.correct.sum())
             said["rounds"] += 1
             said["rate_sum"] += shown / steps
             said["refused"] += refused
-            if valid:
-                points.append((shown / steps, right / valid))
-                said |= {"judged": 1.0, "gap": abs(right / valid - TARGET)}  # of the last round that has a verdict
+            if own.any():
+                points.append((shown / steps, float(part.correct[own].mean())))
+                said |= {"judged": 1.0, "gap": abs(points[-1][1] - TARGET)}  # of the last round that has a verdict
                 rate, said["fitted"] = next_rate(points, most=(steps - 1) / steps)
         group = parts[0]
         for part in parts[1:]:
@@ -132,11 +135,13 @@ class SEELE(AddOn):
         return group.with_(task=draw.task, counts={**group.counts, **{f"{self.name}/{k}": v for k, v in said.items()}})
 
     def _imitated(self, group: Group) -> Group:
-        """Its rows, with gamma on the tokens of the hint in the supervised channel."""
+        """The group with gamma on the tokens of hints, in the supervised channel."""
 
         def one(t: Trajectory) -> Trajectory:
             places = np.arange(len(t.tokens))
             hint = (t.origin == Origin.PROMPT) & (places >= group.prompt_len)
+            if t.source != "policy" or not hint.any():
+                return t
             return replace(t, sft_weight=(self.config.gamma * hint).astype(np.float32), source=self.name)
 
         return group.with_(trajectories=tuple(map(one, group.trajectories)))
