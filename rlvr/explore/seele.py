@@ -10,9 +10,9 @@ y is the solution in |y| steps: `Task.hints` are its beginnings of 1, 2, .. |y| 
 A hint stands behind the prompt, as the beginning of the response: in its own tokens, which change none of the
 question's, sampled behind and trained on by the same ids; verdicts are of hint and continuation together. So
 behaviour log-probs are known, and without a hint the row is plain sampling's. A row behind a hint bears the method's
-name: it is in no pass rate, and what looks at the policy's own rows (demonstrations, critiques) leaves it.
-p_1 is (|y| - 1) / |y|, and when the task comes back the p_m+1 of its last time (the paper: of its last epoch). A group
-that `keep: informative` dropped leaves none.
+name: it is in no pass rate (which reads 0 where every row has a hint), and what looks at the policy's own rows
+(demonstrations, critiques) leaves it. p_1 is (|y| - 1) / |y|, and when the task comes back the p_m+1 of its last time
+(the paper: of its last epoch). A group that `keep: informative` dropped leaves none.
 
 The fit is bounded least squares (scipy's TRF), k in [1, 50], b in [0, 0.9], mu in [-1.5, 0.5]; accuracies at equal p
 are averaged first. Three parameters need three different p and accuracies on both sides of 1/2 (else the floor b is
