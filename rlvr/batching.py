@@ -126,8 +126,10 @@ def micro_batches(lengths: Sequence[int], *, ranks: int, token_budget: int) -> l
 
 
 def token_batch(rows: tuple[Row, ...], index: Sequence[int], *, scale: F32) -> TokenBatch:
-    """One update's rows with their global scales; the supervised channel is a token mean of its own."""
-    sft = np.array([0.0 if rows[i].sft_weight is None else float(np.sum(rows[i].sft_weight)) for i in index])
-    total = sft.sum()
-    sft_scale = np.full(len(index), 1.0 / total if total > 0 else 0.0, dtype=np.float32)
+    """One update's rows with their global scales; the supervised channel is a token mean of its own.
+
+    Its mean is over the tokens with a weight there, whatever the weight: weights of gamma are gamma times the mean.
+    """
+    tokens = sum(int(np.count_nonzero(sft)) for i in index if (sft := rows[i].sft_weight) is not None)
+    sft_scale = np.full(len(index), 1.0 / tokens if tokens else 0.0, dtype=np.float32)
     return TokenBatch(rows=rows, index=tuple(index), scale=scale.astype(np.float32), sft_scale=sft_scale)

@@ -35,11 +35,16 @@ class Prompter:
         return "\n\n".join(m["content"] for m in messages)
 
     def encode(self, task: Task) -> I32:
-        """Prompt token ids [L]. Raises DataError when there are none or more than `prompt.max_tokens`."""
+        """Prompt token ids [L], then those of `Task.begun`, which change none before them.
+
+        Raises DataError when there are none or more than `prompt.max_tokens`, or `begun` has an end token inside.
+        """
         # a chat template writes its own special tokens; plain text gets those of the tokenizer
         ids = self._tokenizer.encode(self.text(task), add_special_tokens=not self._chat)
         if not ids:
             raise DataError(f"dataset {task.source!r}, {place(task)}: the prompt has no tokens; give it some text")
+        if task.begun:
+            ids = [*ids, *self.encode_response(task.begun)[:-1].tolist()]  # without the end: the response goes on
         if len(ids) > self._prompt.max_tokens:
             raise DataError(
                 f"dataset {task.source!r}, {place(task)}: the prompt has {len(ids)} tokens, the limit is "

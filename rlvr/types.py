@@ -44,6 +44,7 @@ class Task:
     source: str = ""  # the dataset's name
     demos: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
+    begun: str = ""  # how every response begins: shown behind the prompt, judged with what follows (an add-on sets it)
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -242,7 +243,8 @@ class TokenBatch:
     `rows` is the step's whole table (sent to each rank once); `index` picks this update's rows. `scale[b]`
     multiplies the token sum of row `index[b]`: it holds the reduction and the **global** normalisers of the
     update (all ranks, all micro-batches), so that a loss is `sum_b scale[b] * sum_t weight[b,t] * l[b,t]`
-    however the rows are split. `sft_scale` is the same for the supervised channel.
+    however the rows are split. `sft_scale` is the same for the supervised channel: 1 / its tokens of the update, so
+    that a method's coefficient is `sft_weight` itself.
     """
 
     rows: tuple[Row, ...]

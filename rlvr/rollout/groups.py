@@ -26,10 +26,14 @@ class Encoder(Protocol):
 
 
 def flat_groups(sampler: Sampler, verifiers: Verifiers, encoder: Encoder, *, seed: int) -> Sample:
-    """The base of every sampler: `draw.group` responses, each with a seed of its own."""
+    """The base of every sampler: `draw.group` responses, each with a seed of its own.
+
+    The text of one, and what is judged, begins with `Task.begun`; `prompt_len` is the prompt's without it.
+    """
 
     async def sample(draw: Draw) -> Group:
         prompt = encoder.encode(draw.task)
+        asked = len(encoder.encode(replace(draw.task, begun=""))) if draw.task.begun else len(prompt)
         requests = [
             Request(
                 key=f"{draw.index}/{i}",
@@ -40,7 +44,7 @@ def flat_groups(sampler: Sampler, verifiers: Verifiers, encoder: Encoder, *, see
             for i in range(draw.first, draw.first + draw.group)
         ]
         completions = await sampler.generate(requests)
-        texts = [encoder.decode(c.tokens) for c in completions]
+        texts = [encoder.decode(np.concatenate([prompt[asked:], c.tokens])) for c in completions]
         verdicts = await verifiers.score(draw.task, texts)
         rows = zip(completions, texts, verdicts, strict=True)
         return Group(
@@ -50,7 +54,7 @@ def flat_groups(sampler: Sampler, verifiers: Verifiers, encoder: Encoder, *, see
                 trajectory(prompt, c, text, v, temperature=draw.sampling.temperatures(np.arange(len(c.tokens))))
                 for c, text, v in rows
             ),
-            prompt_len=len(prompt),
+            prompt_len=asked,
         )
 
     return sample

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlvr.batching import collate, row_table
+from rlvr.batching import collate, row_table, token_batch
 from rlvr.credit import assign_credit, shape_rewards
 from rlvr.engine.forward import is_sequence, sequence
 from rlvr.explore.base import AddOn, Draw, Knobs, Update
@@ -39,6 +39,7 @@ from rlvr.types import (
     Row,
     Sampling,
     Task,
+    TokenBatch,
     Trajectory,
     Verdict,
 )
@@ -141,7 +142,8 @@ class ToyContext:
 
     def encode(self, task: Task) -> np.ndarray:
         assert isinstance(task.prompt, str)
-        return np.arange(PROMPT + min(len(task.prompt) - 1, 5), dtype=np.int32)  # a hinted prompt is longer
+        asked = np.arange(PROMPT + min(len(task.prompt) - 1, 5), dtype=np.int32)  # a hinted prompt is longer
+        return np.concatenate([asked, _begun(task)])
 
     def encode_response(self, text: str) -> np.ndarray:
         return np.array([*map(int, text.split()), VOCAB - 1], dtype=np.int32)
@@ -153,6 +155,10 @@ class ToyContext:
 def toy_task(index: int) -> Task:
     """A task with two right demonstrations and a wrong one, and hints."""
     return Task(str(index), "?", "!", demos=("1 3", "1 2", "2 2 4 6 8"), hints=("2", "2 4", "2 4 6"))
+
+
+def _begun(task: Task) -> np.ndarray:
+    return np.array([*map(int, task.begun.split())], dtype=np.int32)
 
 
 def _verdict(text: str) -> Verdict:
@@ -194,7 +200,7 @@ def _trajectory(prompt: np.ndarray, completion: Completion, sampling: Sampling, 
 
 async def flat(draw: Draw) -> Group:
     """`draw.group` responses; one verdict of draw 0 is an error, all of draw 1 are right, all of draw 2 wrong."""
-    prompt, rows, i = np.arange(PROMPT, dtype=np.int32), [], draw.first
+    prompt, rows, i = np.concatenate([np.arange(PROMPT, dtype=np.int32), _begun(draw.task)]), [], draw.first
     while len(rows) < draw.group:
         t = _trajectory(
             prompt,
@@ -314,6 +320,7 @@ def learn(
     rows = [rows[i] for i in order] if order is not None else rows
     chosen = reduction or methods.surrogate.reduction
     scale = row_scales([float(r.weight.sum()) for r in rows], reduction=chosen, constant=16)
+    batch = token_batch(tuple(rows), range(len(rows)), scale=scale)
     bounds = methods.surrogate.bounds
     stats = [CURRENT.measure(r, asked(addons)) for r in rows]
     update = Update(rows=rows, stats=stats, update=0, step=step, seed=99, clip=bounds, scale=scale)
@@ -322,7 +329,7 @@ def learn(
     loss = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(rows), micro):
         at = slice(start, start + micro)
-        part = _micro_loss(rows, at, methods, knobs, scale=scale, extra=extra, garbage=garbage)
+        part = _micro_loss(batch, at, methods, knobs, extra=extra, garbage=garbage)
         part.backward()
         loss += part.detach()
     assert CURRENT.table.grad is not None
@@ -333,16 +340,15 @@ def learn(
 
 
 def _micro_loss(
-    rows: Sequence[Row],
+    batch: TokenBatch,
     at: slice,
     methods: Methods,
     knobs: dict[str, Knobs],
     *,
-    scale: F32,
     extra: int,
     garbage: float,
 ) -> Tensor:
-    part = rows[at]
+    part = batch.picked[at]
     width = max(len(r.tokens) for r in part) + extra
 
     def padded(values: Sequence[np.ndarray], fill: float) -> Tensor:
@@ -373,4 +379,6 @@ def _micro_loss(
     own = replace(view, knobs=scalars.get("objective", {}), mark=marks.get("objective"))
     loss, _ = token_losses(own, methods.surrogate, methods.correction, REFERENCE_KL)
     loss = compose(view, loss, methods.addons, knobs=scalars, marks=marks)
-    return scaled_sum(loss, weight=view.weight, scale=torch.from_numpy(scale[at]).double())
+    supervised = padded([np.zeros_like(r.weight) if r.sft_weight is None else r.sft_weight for r in part], 0.0)
+    imitated = scaled_sum(-current["logp"], weight=supervised, scale=torch.from_numpy(batch.sft_scale[at]).double())
+    return scaled_sum(loss, weight=view.weight, scale=torch.from_numpy(batch.scale[at]).double()) + imitated

@@ -78,6 +78,9 @@ def test_supervised_scale_is_a_token_mean() -> None:
     batch = token_batch(rows, [0, 1], scale=np.ones(2, dtype=np.float32))
     assert batch.sft_scale.tolist() == [0.0, 0.0]
     assert batch.picked[1] is rows[1]
+    imitated = [replace(row, sft_weight=np.array([0, 0.1, 0.1, 0, 0], np.float32)) for row in rows]
+    batch = token_batch((imitated[0], rows[1], imitated[1]), [0, 1, 2], scale=np.ones(3, dtype=np.float32))
+    assert batch.sft_scale.tolist() == [0.25] * 3  # of 4 tokens, whatever their weight: 0.1 is a coefficient
     with pytest.raises(IndexError):
         token_batch(rows, [2], scale=np.ones(1, dtype=np.float32))
 

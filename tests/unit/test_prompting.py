@@ -67,6 +67,18 @@ def test_a_prompt_may_hold_braces() -> None:
     assert Prompter(tokenizer(), Prompt()).text(task("{x} {prompt}")) == "{x} {prompt}"
 
 
+@pytest.mark.parametrize("chat", [None, CHAT])
+def test_what_a_response_begins_with_stands_behind_the_prompt(chat: str | None) -> None:
+    prompter = Prompter(tokenizer(chat), Prompt(max_tokens=30))
+    plain, begun = prompter.encode(task()), prompter.encode(task(begun="2+2=<end>"))
+    assert begun[: len(plain)].tolist() == plain.tolist()
+    assert prompter.decode(begun[len(plain) :]) == "2+2=" and len(begun) == len(plain) + 4  # no end token
+    with pytest.raises(DataError, match="the limit is prompt"):
+        prompter.encode(task(begun="2" * 30))
+    with pytest.raises(DataError, match="an end token before its end"):
+        prompter.encode(task(begun="2<end>2"))
+
+
 def test_length() -> None:
     prompter = Prompter(tokenizer(), Prompt(max_tokens=5))
     assert prompter.check([task(), task("1")]) == 5
