@@ -49,6 +49,7 @@ MORE = {
     "lp_reg": ("rho=1.0", "kappa=0.3"),
     "outcome_bonus": ("form=batch",),  # the others need a question to come back
     "siren": ("beta=50",),
+    "spear": ("size=1", "rise=1"),
     "spo_tree": ("segment=2",),
 }
 

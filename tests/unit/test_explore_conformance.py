@@ -55,6 +55,7 @@ EXAMPLES: dict[str, tuple[dict, dict]] = {
     "rep_exp": ({"coef": 0.0}, {"coef": 0.3, "d": 4}),
     "rl_plus": ({"demos": 0}, {"demos": 1}),
     "siren": ({"beta": 0.0}, {"beta": 0.1, "q": 0.5}),
+    "spear": ({"coef": 0.0}, {"size": 3, "rise": 1}),
     "spo_tree": ({"factors": ()}, {"factors": (2,), "segment": 3}),
     "treerl": ({"n": 0}, {"n": 1, "t": 1}),
     "temperature_schedule": ({"start": 1.0, "end": 1.0}, {"start": 1.5, "end": 1.0, "steps": 10}),
@@ -65,6 +66,7 @@ STATES: dict[str, dict] = {
     "exgrpo": {"store": replayable(), "rates": {"2": 0.5, "3": 0.25}, "retired": [], "started": True},
     "repo": {"store": replayable()},
     "siren": {"anchor": 1.0},
+    "spear": {"store": replayable(), "history": [0.5], "steps": 1},
 }
 ROUNDS = {"dars", "reinforce_ada"}  # a draw is sampled in rounds
 RESCUES = {"ampo", "ghpo"}  # nothing is left to do where another method put a right answer into a failed group
