@@ -177,7 +177,7 @@ class AddOn:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What the checkpoint keeps (JSON)."""
+        """What the checkpoint keeps: JSON, and `bytes` for what is large."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

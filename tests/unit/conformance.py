@@ -7,6 +7,7 @@ micro-batches as asked. Sampling is a pure function of the draw, so two stacks d
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rlvr.batching import collate, row_table
+from rlvr.checkpoint import pack, unpack
 from rlvr.credit import assign_credit, shape_rewards
 from rlvr.engine.forward import is_sequence, sequence
 from rlvr.explore.base import AddOn, Draw, Knobs, Update
@@ -209,7 +211,13 @@ async def flat(draw: Draw) -> Group:
     return Group(task=draw.task, draw=draw.index, trajectories=tuple(rows), prompt_len=PROMPT)
 
 
-def replayable() -> list[dict[str, Any]]:
+def saved(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state after a checkpoint."""
+    text, blob = pack(state)
+    return unpack(json.loads(text), blob)
+
+
+def replayable() -> dict[str, Any]:
     """State of a replay store: two right and two wrong responses to each of tasks 2 and 3, of an older policy."""
     store = ReplayStore()
     for task in ("2", "3"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import sys
@@ -19,7 +18,7 @@ from rlvr.explore.base import AddOn
 from rlvr.methods import EXPLORE, method_class
 from rlvr.recipe import Reduction
 from rlvr.rollout.tree_method import KINDS as TREES
-from tests.unit.conformance import Outcome, learn, replayable, stack
+from tests.unit.conformance import Outcome, learn, replayable, saved, stack
 
 # kind -> (options that do nothing, options that do something on the toy)
 EXAMPLES: dict[str, tuple[dict, dict]] = {
@@ -168,7 +167,7 @@ def test_state_and_pickle_round_trip(kind: str) -> None:
     spec = (kind, EXAMPLES[kind][1])
     (used,), (fresh,) = later(spec), stack(spec)
     learn([used])
-    fresh.load_state_dict(json.loads(json.dumps(used.state_dict())))
+    fresh.load_state_dict(saved(used.state_dict()))
     assert fresh.state_dict() == used.state_dict()
     (copied,) = (pickle.loads(pickle.dumps(fresh)),)
     same(learn([used], step=1), learn([copied], step=1))

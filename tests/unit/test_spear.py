@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,7 +26,7 @@ from rlvr.recipe import Recipe
 from rlvr.surrogates.clip import Clip
 from rlvr.types import F32, Group, Metrics, Plan, Row, TokenBatch
 from rlvr.update import behaved
-from tests.unit.conformance import flat, make
+from tests.unit.conformance import flat, make, saved
 from tests.unit.test_loop import Recorder, ToyPolicy, make_loop, recipe
 from tests.unit.test_replay import TASKS, RunContext, group, row
 
@@ -247,7 +246,7 @@ async def test_a_resumed_run_replays_what_an_uninterrupted_one_does() -> None:
         second.step, second.update, second.sync.version = cut, first.update, cut  # type: ignore[attr-defined]
         second.buffer.load_state_dict(first.buffer.state_dict())
         for addon, old in zip(second.addons, first.addons, strict=True):
-            addon.load_state_dict(json.loads(json.dumps(old.state_dict())))
+            addon.load_state_dict(saved(old.state_dict()))
         await train(second)
         assert before.lines + after.lines == recorder.lines
         assert some.plans + rest.plans == everything.plans
