@@ -101,7 +101,7 @@ class ReplayStore:
         whole = {name: np.frombuffer(state[name], dtype=kind) for name, kind in ARRAYS.items()}
         spans = pairwise([0, *accumulate(said["length"] for said in state["rows"])])
         for said, (start, stop) in zip(state["rows"], spans, strict=True):
-            arrays = {name: values[start:stop].copy() for name, values in whole.items()}
+            arrays: dict[str, Any] = {name: values[start:stop].copy() for name, values in whole.items()}
             verdict = None if said["verdict"] is None else Verdict(**said["verdict"])
             row = Trajectory(**arrays, text=said["text"], finish=said["finish"], verdict=verdict)
             entry = Entry(task=said["task"], step=said["step"], row=row, score=said["score"])
