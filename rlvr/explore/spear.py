@@ -7,7 +7,8 @@
 
 The loss of a replayed token is the recipe's, with what the add-ons listed before this one made of it, against the
 policy that sampled it: r = exp(logp - behaviour logp), exact at any age, so no correction for the sampler's gap is
-left to apply. Normalisers are those of that update. Rows of more than `tolerate` steps ago leave the store, and the
+left to apply. Normalisers are those of that update, AdamW steps once more whatever w is, and the means of `train/`
+are over all updates, this one among them. Rows of more than `tolerate` steps ago leave the store, and the
 history holds the last `baseline` group means, of the policy's own rows.
 The base (Dr.BoT) is the recipe's: clip 0.2 / 0.28, no KL, `dr_grpo`, `reduction: constant`, Clip-Cov before this one.
 Differs: the released code counts and replays whole groups, floors them to a multiple of 32, waits for 1.5 times the
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rlvr.objectives.view import TokenView
+    from rlvr.recipe import Recipe
 
 
 class Config(AddOnConfig):
@@ -58,6 +60,12 @@ class Spear(AddOn):
         self.history: list[float] = []  # mean rewards of groups, oldest first
         self.steps = 0  # done
         self._refused = 0  # rows of this step's replay that do not fit the run: `observe` tells
+
+    def problems(self, recipe: Recipe) -> Sequence[str]:
+        """A store that can never have enough rows."""
+        c, most = self.config, self.config.tolerate * recipe.prompts * recipe.group
+        why = f"{c.tolerate} steps have {most} responses, and it waits for more than size: {c.size} good ones"
+        return [f"{self.kind!r} never replays: {why}; lower size"] if c.coef and most <= c.size else []
 
     def replay(self, ctx: Context) -> Sequence[Group]:
         """What is due, a group for each task."""

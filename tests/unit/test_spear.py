@@ -107,6 +107,13 @@ def test_rows_of_another_tokenizer_are_refused_and_counted() -> None:
     assert (said["replayed"], said["refused"], said["stored"]) == (1.0, 1.0, 0.0)
 
 
+def test_a_store_that_never_fills_is_told() -> None:
+    """Four prompts of two responses for 10 steps are 80 rows."""
+    assert Spear(Config(size=79)).problems(recipe()) == [] == Spear(Config(size=80, coef=0)).problems(recipe())
+    (said,) = Spear(Config(size=80)).problems(recipe())
+    assert "10 steps have 80 responses" in said and "lower size" in said
+
+
 def test_only_the_update_of_its_rows_is_weighed() -> None:
     addon = Spear(Config(rise=200))
     addon.steps = 100
