@@ -1,7 +1,8 @@
 """Checkpoints: one atomic directory each, checked before it is trusted.
 
-`checkpoints/step-000040/` holds `policy/` (what the engine wrote), `state.json`, `buffer.pkl` (groups that wait
-to be trained on) and, written last, `manifest.json` with the size of every file and the sha256 of the small ones.
+`checkpoints/step-000040/` holds `policy/` (what the engine wrote), `state.json`, `state.bin` (the bytes in that state,
+such as a replay store's arrays), `buffer.pkl` (groups that wait to be trained on) and, written last, `manifest.json`
+with the size of every file and the sha256 of the small ones.
 It appears by one rename, so a kill leaves either all of it or a `.partial` that the next start removes.
 """
 
@@ -19,14 +20,15 @@ from typing import Any
 
 from rlvr.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 HASH_LIMIT = 64 * 2**20  # bytes; larger files are checked by their size
-STATE, BUFFER, MANIFEST, POLICY = "state.json", "buffer.pkl", "manifest.json", "policy"
+STATE, BYTES, BUFFER, MANIFEST, POLICY = "state.json", "state.bin", "buffer.pkl", "manifest.json", "policy"
+PLACE = "$bytes"  # in state.json: {"$bytes": [start, stop]}, a part of state.bin
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint as read: `state` is plain JSON, `buffer` what `Buffer.state_dict` gave."""
+    """A checkpoint as read: `state` is JSON and bytes, `buffer` what `Buffer.state_dict` gave."""
 
     path: Path
     step: int
@@ -57,13 +59,15 @@ async def write(
         shutil.rmtree(partial, ignore_errors=True)
         (partial / POLICY).mkdir(parents=True)
         await policy(partial / POLICY)
-        (partial / STATE).write_text(json.dumps({"format": FORMAT, "step": step, **state}, indent=1), encoding="utf-8")
+        text, blob = pack({"format": FORMAT, "step": step, **state})
+        (partial / STATE).write_text(text, encoding="utf-8")
+        (partial / BYTES).write_bytes(blob)
         (partial / BUFFER).write_bytes(pickle.dumps(dict(buffer), protocol=5))
         (partial / MANIFEST).write_text(json.dumps(_manifest(partial), indent=1), encoding="utf-8")
         _sync_tree(partial)
     except (OSError, TypeError, CheckpointError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        why = f"an add-on's state_dict is no JSON: {error}" if isinstance(error, TypeError) else str(error)
+        why = f"an add-on's state_dict is not JSON and bytes: {error}" if isinstance(error, TypeError) else str(error)
         raise CheckpointError(
             f"cannot save step {step} below {folder}: {why}. Earlier checkpoints are untouched; free some space (or "
             "lower `checkpoint.keep`) and give the same command again to resume from the last one."
@@ -104,7 +108,36 @@ def load(path: Path) -> Saved:
             "Resume it with the version that wrote it, or start a new run from its weights (`checkpoint.start_from`)."
         )
     buffer = pickle.loads((path / BUFFER).read_bytes())
+    state = unpack(state, (path / BYTES).read_bytes())
     return Saved(path=path, step=state["step"], state=state, buffer=buffer)
+
+
+def pack(state: Mapping[str, Any]) -> tuple[str, bytes]:
+    """The JSON of a state, and its `bytes` (at any depth) one behind the other: a third smaller than as text."""
+    parts: list[bytes] = []
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, bytes):
+            start = sum(map(len, parts))
+            parts.append(value)
+            return {PLACE: [start, start + len(value)]}
+        if isinstance(value, Mapping):
+            return {key: plain(inner) for key, inner in value.items()}
+        return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+    return json.dumps(plain(state), indent=1), b"".join(parts)
+
+
+def unpack(state: Any, blob: bytes) -> Any:
+    """Inverse of `pack`, from its JSON as read."""
+    if isinstance(state, list):
+        return [unpack(inner, blob) for inner in state]
+    if not isinstance(state, dict):
+        return state
+    if state.keys() == {PLACE}:
+        start, stop = state[PLACE]
+        return blob[start:stop]
+    return {key: unpack(inner, blob) for key, inner in state.items()}
 
 
 def steps(folder: Path) -> list[int]:

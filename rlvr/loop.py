@@ -16,7 +16,7 @@ from rlvr.reference import move_reference
 from rlvr.rollout.groups import drop_reason
 from rlvr.seeds import stable_seed
 from rlvr.types import Group, Metrics, Row, Sampling
-from rlvr.update import Streamed, group_metrics, make_update, merge, prefixed, with_streams
+from rlvr.update import Streamed, group_metrics, make_update, merge, prefixed, replays, with_streams
 
 
 async def train(loop: Loop) -> None:
@@ -95,13 +95,17 @@ async def learn(loop: Loop, groups: Sequence[Group], streamed: Streamed) -> Metr
     """The optimizer updates of one step; old and reference log-probs and advantages stay fixed."""
     recipe = loop.recipe
     rows: tuple[Row, ...] = collate(groups)
+    old = streamed.of(rows)
     seed = stable_seed(recipe.seed, "updates", loop.step)
     split = split_updates(len(groups), minibatches=recipe.minibatches, epochs=recipe.epochs, seed=seed)
     for addon in loop.addons:
         split = [list(u) for u in addon.updates(split, groups)]
     table, collected = row_table(groups), []
-    for i, members in enumerate(split):
-        index = [row for g in members for row in table[g]]
+    updates = [[row for g in members for row in table[g]] for members in split]
+    for more in await replays(loop.context.at(loop.step), loop.policy, recipe, loop.addons):
+        updates.append(list(range(len(rows), len(rows) + len(more))))
+        rows += more
+    for place, index in enumerate(updates):
         batch, plan, said = await make_update(
             rows,
             index,
@@ -109,10 +113,10 @@ async def learn(loop: Loop, groups: Sequence[Group], streamed: Streamed) -> Metr
             recipe=recipe,
             surrogate=loop.surrogate,
             addons=loop.addons,
-            old=streamed.of(rows),
+            old=old,
             step=loop.step,
             update=loop.update,
-            first=i == 0,
+            place=place,
         )
         collected.append(said | await loop.policy.step(batch, plan))
         loop.update += 1

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from rlvr.batching import collate, token_batch
 from rlvr.engine.protocols import Policy
-from rlvr.explore.base import AddOn, Update
+from rlvr.explore.base import AddOn, Context, Update
 from rlvr.objectives.reduce import row_scales
 from rlvr.objectives.schedule import learning_rate
 from rlvr.recipe import Recipe
@@ -47,13 +47,41 @@ async def with_streams(groups: Sequence[Group], policy: Policy, recipe: Recipe, 
 
     With a single update the old log-probs are the update's own, so nothing is measured unless asked for.
     """
-    needs = set().union(*(a.needs for a in addons))
     measures = set().union(*(a.measures for a in addons))
     appended = any(type(a).updates is not AddOn.updates for a in addons)
-    if recipe.minibatches * recipe.epochs > 1 or appended:
+    needs = _needs(recipe, addons)
+    if recipe.minibatches * recipe.epochs > 1 or appended or (recipe.kl.coef > 0 and recipe.kl.where == "reward"):
         needs.add(OLD_LOGP)
-    if recipe.kl.coef > 0:
-        needs |= {"ref_logp"} | ({OLD_LOGP} if recipe.kl.where == "reward" else set())
+    return await _measured(groups, policy, needs=needs, measures=measures)
+
+
+async def replays(ctx: Context, policy: Policy, recipe: Recipe, addons: Sequence[AddOn]) -> list[tuple[Row, ...]]:
+    """What each add-on replays in this step (`AddOn.replay`): the rows of one more update each."""
+    found: list[tuple[Row, ...]] = []
+    for addon in addons:
+        if groups := addon.replay(ctx):
+            needs = _needs(recipe, addons) - {OLD_LOGP}
+            streamed = await _measured(groups, policy, needs=needs, measures=set())
+            rows = collate(streamed.groups, mask_truncated=recipe.overlong.kind == "mask")
+            found += [tuple(map(behaved, rows))] if any(row.weight.any() for row in rows) else []
+    return found
+
+
+def behaved(row: Row) -> Row:
+    """The row with the policy that sampled it as its old policy.
+
+    So the objective's ratio is to the behaviour log-probs, and a correction for the gap between them finds none.
+    """
+    old = np.where(row.weight != 0, row.logprobs, 0).astype(np.float32)
+    return replace(row, streams={**row.streams, OLD_LOGP: old})
+
+
+def _needs(recipe: Recipe, addons: Sequence[AddOn]) -> set[str]:
+    needs = set().union(*(a.needs for a in addons))
+    return needs | ({"ref_logp"} if recipe.kl.coef > 0 else set())
+
+
+async def _measured(groups: Sequence[Group], policy: Policy, *, needs: set[str], measures: set[str]) -> Streamed:
     rows = collate(groups)
     batch = token_batch(rows, range(len(rows)), scale=np.zeros(len(rows), dtype=np.float32))
     ref = {n.removeprefix(REFERENCE) for n in needs if n.startswith(REFERENCE)}
@@ -90,10 +118,14 @@ async def make_update(
     old: Streams | None,
     step: int,
     update: int,
-    first: bool,
+    place: int,
 ) -> tuple[TokenBatch, Plan, Metrics]:
-    """The batch with its global normalisers, the plan, and what the add-ons say about it."""
-    objective = recipe.objective
+    """The batch with its global normalisers, the plan, and what the add-ons say about it.
+
+    `update` counts over the run, `place` within the step. The learning rate is that of the place, and one after the
+    step's own updates takes that of the last of them: the schedule ends with the run however many come on top.
+    """
+    objective, first = recipe.objective, place == 0
     scale = row_scales(
         np.array([float(rows[i].weight.sum()) for i in index]),
         reduction=objective.reduction or surrogate.reduction,
@@ -125,9 +157,9 @@ async def make_update(
         if knobs.marks is not None:
             marks[addon.name] = knobs.marks
         metrics |= prefixed(addon.name, knobs.metrics)
-    updates = recipe.steps * recipe.minibatches * recipe.epochs
-    o = recipe.optimizer
-    lr = learning_rate(update, lr=o.lr, schedule=o.schedule, warmup=o.warmup, total=updates)
+    o, planned = recipe.optimizer, recipe.minibatches * recipe.epochs
+    due = step * planned + min(place, planned - 1)
+    lr = learning_rate(due, lr=o.lr, schedule=o.schedule, warmup=o.warmup, total=recipe.steps * planned)
     return batch, Plan(update=update, lr=lr, version=step, first=first, knobs=scalars, marks=marks), metrics
 
 

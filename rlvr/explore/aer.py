@@ -64,10 +64,11 @@ class Aer(AddOn):
         return [self._noted(group) for group in groups]
 
     def knobs(self, update: Update) -> Knobs | None:
-        """Marks are lambda_g; `active` counts the tokens that get a bonus."""
+        """Marks are lambda_g, 0 on rows whose group is of an earlier step; `active` counts the tokens with a bonus."""
         if not self.alpha:
             return Knobs(metrics={"active": 0.0, "alpha": 0.0})
-        marks = [row.streams[self._note] * (row.weight != 0) for row in update.rows]
+        nothing = np.zeros(1, np.float32)
+        marks = [row.streams.get(self._note, nothing) * (row.weight != 0) for row in update.rows]
         active = sum(int(np.count_nonzero(mark)) for mark in marks)
         return Knobs(scalars={"alpha": self.alpha}, marks=marks, metrics={"active": float(active), "alpha": self.alpha})
 

@@ -146,6 +146,16 @@ class AddOn:
         """Append or reorder updates, each a list of group positions."""
         return updates
 
+    def replay(self, ctx: Context) -> Sequence[Group]:
+        """Rows of earlier steps, of any tasks, for one more update after the step's; from its state alone.
+
+        The groups bring their rewards and advantages: no estimator, no other group and no metric of groups sees them,
+        nor do they come back in `observe`. They have the streams of `needs`, except that `old_logp` is their behaviour
+        log-prob, which must be known: the ratio is exact at any age. Every add-on's `knobs` and loss hooks see them, in
+        an update without a row of this step. Their `draw` is negative, a number for each.
+        """
+        return []
+
     def knobs(self, update: Update) -> Knobs | None:
         """Scalars and selections of one update, made on the controller with global statistics."""
         return None
@@ -167,7 +177,7 @@ class AddOn:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What the checkpoint keeps (JSON)."""
+        """What the checkpoint keeps: JSON, and `bytes` for what is large."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

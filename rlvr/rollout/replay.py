@@ -7,9 +7,9 @@ its state at the start of the step alone) and every choice is seeded by its call
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -84,9 +84,10 @@ class ReplayStore:
         if not rows:
             del self._entries[entry.task]
 
-    def state_dict(self) -> list[dict[str, Any]]:
-        """JSON: the arrays are the base64 of their bytes (little-endian), so that they come back bit for bit."""
-        return [
+    def state_dict(self) -> dict[str, Any]:
+        """The facts of every row, and its arrays behind those of the others: little-endian bytes, so bit for bit."""
+        entries = [e for entries in self._entries.values() for e in entries]
+        facts = [
             {
                 "task": e.task,
                 "step": e.step,
@@ -94,17 +95,20 @@ class ReplayStore:
                 "text": e.row.text,
                 "finish": e.row.finish,
                 "verdict": None if e.row.verdict is None else asdict(e.row.verdict),
-                **{name: _packed(getattr(e.row, name), kind) for name, kind in ARRAYS.items()},
+                "length": len(e.row.tokens),
             }
-            for entries in self._entries.values()
             for e in entries
         ]
+        packed = {name: [getattr(e.row, name).astype(kind).tobytes() for e in entries] for name, kind in ARRAYS.items()}
+        return {"rows": facts, **{name: b"".join(parts) for name, parts in packed.items()}}
 
-    def load_state_dict(self, state: Sequence[dict[str, Any]]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state_dict`."""
         self._entries = {}
-        for said in state:
-            arrays: dict[str, Any] = {name: _unpacked(said[name], kind) for name, kind in ARRAYS.items()}
+        whole = {name: np.frombuffer(state[name], dtype=kind) for name, kind in ARRAYS.items()}
+        spans = pairwise([0, *accumulate(said["length"] for said in state["rows"])])
+        for said, (start, stop) in zip(state["rows"], spans, strict=True):
+            arrays: dict[str, Any] = {name: values[start:stop].copy() for name, values in whole.items()}
             verdict = None if said["verdict"] is None else Verdict(**said["verdict"])
             row = Trajectory(**arrays, text=said["text"], finish=said["finish"], verdict=verdict)
             entry = Entry(task=said["task"], step=said["step"], row=row, score=said["score"])
@@ -184,11 +188,3 @@ def marks_of(rows: Sequence[Row], source: str) -> list[F32]:
 def counted(groups: Sequence[Group], name: str, key: str) -> float:
     """The sum of the groups' count `<name>/<key>`."""
     return float(sum(g.counts.get(f"{name}/{key}", 0.0) for g in groups))
-
-
-def _packed(values: np.ndarray, kind: str) -> str:
-    return base64.b64encode(values.astype(kind).tobytes()).decode("ascii")
-
-
-def _unpacked(text: str, kind: str) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(text), dtype=kind).copy()

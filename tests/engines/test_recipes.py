@@ -48,7 +48,9 @@ MORE = {
     "latr": ("tau_abs=0.01", "tau_rel=1", "tau_ed=0", "steps=[1]"),
     "lp_reg": ("rho=1.0", "kappa=0.3"),
     "outcome_bonus": ("form=batch",),  # the others need a question to come back
+    "repo": ("k=2",),  # a demonstration may have taken the place of a response
     "siren": ("beta=50",),
+    "spear": ("size=1", "rise=1"),
     "spo_tree": ("segment=2",),
 }
 

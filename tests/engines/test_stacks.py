@@ -11,10 +11,21 @@ from tests.engines.project import Project, make_project
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 STEPS = 5
 STACKS = {
-    "tree": "[{kind: treerl, n: 1, l: 1, t: 1}, {kind: outcome_bonus, form: batch},"
-    " {kind: clip_cov, ratio: 0.1, low: -9, high: 9}]",
+    "tree": (
+        "explore=[{kind: treerl, n: 1, l: 1, t: 1}, {kind: outcome_bonus, form: batch},"
+        " {kind: clip_cov, ratio: 0.1, low: -9, high: 9}]",
+    ),
+    "guided": (  # every task in every step, so that earlier responses come back; with both kinds of replay
+        "explore=[{kind: adaptive_entropy, initial: 0.01, target: 9}, {kind: luffy}, {kind: repo, k: 2},"
+        " {kind: spear, size: 8, rise: 4}]",
+        "data.train={name: arithmetic, numbers: [2], highest: 9, size: 8, demos: 2}",
+        "data.eval=[]",
+    ),
 }
-KINDS = {"tree": ("treerl", "outcome_bonus", "clip_cov")}
+KINDS = {
+    "tree": ("treerl", "outcome_bonus", "clip_cov"),
+    "guided": ("adaptive_entropy", "luffy", "repo", "spear"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +34,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 def words(stack: str, *, run: str, lag: int) -> tuple[str, ...]:
-    own = (f"explore={STACKS[stack]}", f"run={run}", f"max_lag={lag}", f"steps={STEPS}", "keep=all")
+    own = (*STACKS[stack], f"run={run}", f"max_lag={lag}", f"steps={STEPS}", "keep=all")
     return ("train", "r.yaml", *own, "evaluate.every=0", "checkpoint.every=2", "kl.coef=0")
 
 

@@ -7,6 +7,7 @@ micro-batches as asked. Sampling is a pure function of the draw, so two stacks d
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rlvr.batching import collate, row_table, token_batch
+from rlvr.checkpoint import pack, unpack
 from rlvr.credit import assign_credit, shape_rewards
 from rlvr.engine.forward import is_sequence, sequence
 from rlvr.explore.base import AddOn, Draw, Knobs, Update
@@ -43,6 +45,7 @@ from rlvr.types import (
     Trajectory,
     Verdict,
 )
+from rlvr.update import behaved, merge
 
 VOCAB, PROMPT, GROUP, TASKS = 11, 3, 6, 4
 REFERENCE_KL = KL(coef=0.01)
@@ -214,7 +217,13 @@ async def flat(draw: Draw) -> Group:
     return Group(task=draw.task, draw=draw.index, trajectories=tuple(rows), prompt_len=PROMPT)
 
 
-def replayable() -> list[dict[str, Any]]:
+def saved(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state after a checkpoint."""
+    text, blob = pack(state)
+    return unpack(json.loads(text), blob)
+
+
+def replayable() -> dict[str, Any]:
     """State of a replay store: two right and two wrong responses to each of tasks 2 and 3, of an older policy."""
     store = ReplayStore()
     for task in ("2", "3"):
@@ -256,6 +265,16 @@ def explore(addons: Sequence[AddOn], *, step: int = 0) -> list[Group]:
     asyncio.run(collect())
     names, refs = asked(addons), asked_of_reference(addons)
     return [g.with_(trajectories=tuple(_streamed(t, names, refs) for t in g.trajectories)) for g in groups]
+
+
+def replayed_rows(addons: Sequence[AddOn], *, step: int) -> list[list[Row]]:
+    """The rows of every add-on that replays, as `rlvr.update.replays` makes them."""
+    context, found = ToyContext(step=step, tasks=[toy_task(i) for i in range(TASKS)]), []
+    names, refs = asked(addons), asked_of_reference(addons)
+    for groups in filter(None, [addon.replay(context) for addon in addons]):
+        streamed = [g.with_(trajectories=tuple(_streamed(t, names, refs) for t in g.trajectories)) for g in groups]
+        found.append([behaved(row) for row in collate(streamed)])
+    return found
 
 
 def asked(addons: Sequence[AddOn]) -> set[str]:
@@ -304,6 +323,8 @@ def learn(
 ) -> Outcome:
     """Loss and gradient of one update over all rows: `micro` rows at a time, in `order`, padded by `extra`.
 
+    What add-ons replay is summed up with it, each as an update with normalisers and knobs of its own.
+
     `base` (or `methods`, built already) is what the add-ons stand on.
     """
     overlong = Overlong()
@@ -319,21 +340,23 @@ def learn(
     rows = [every[i] for g in updates[0] for i in table[g]]
     rows = [rows[i] for i in order] if order is not None else rows
     chosen = reduction or methods.surrogate.reduction
-    scale = row_scales([float(r.weight.sum()) for r in rows], reduction=chosen, constant=16)
-    batch = token_batch(tuple(rows), range(len(rows)), scale=scale)
-    bounds = methods.surrogate.bounds
-    stats = [CURRENT.measure(r, asked(addons)) for r in rows]
-    update = Update(rows=rows, stats=stats, update=0, step=step, seed=99, clip=bounds, scale=scale)
-    knobs = {addon.name: said for addon in addons if (said := addon.knobs(update)) is not None}
     CURRENT.table.grad = None
-    loss = torch.zeros((), dtype=torch.float64)
-    for start in range(0, len(rows), micro):
-        at = slice(start, start + micro)
-        part = _micro_loss(batch, at, methods, knobs, extra=extra, garbage=garbage)
-        part.backward()
-        loss += part.detach()
+    loss, said_of = torch.zeros((), dtype=torch.float64), []
+    for mine in (rows, *replayed_rows(addons, step=step)):
+        scale = row_scales([float(r.weight.sum()) for r in mine], reduction=chosen, constant=16)
+        batch = token_batch(tuple(mine), range(len(mine)), scale=scale)
+        bounds = methods.surrogate.bounds
+        stats = [CURRENT.measure(r, asked(addons)) for r in mine]
+        update = Update(rows=mine, stats=stats, update=0, step=step, seed=99, clip=bounds, scale=scale)
+        knobs = {addon.name: said for addon in addons if (said := addon.knobs(update)) is not None}
+        for start in range(0, len(mine), micro):
+            at = slice(start, start + micro)
+            part = _micro_loss(batch, at, methods, knobs, extra=extra, garbage=garbage)
+            part.backward()
+            loss += part.detach()
+        said_of.append({f"{name}/{key}": v for name, said in knobs.items() for key, v in said.metrics.items()})
     assert CURRENT.table.grad is not None
-    metrics = {f"{name}/{key}": value for name, said in knobs.items() for key, value in said.metrics.items()}
+    metrics = merge(said_of)
     for addon in addons:
         metrics |= {f"{addon.name}/{key}": value for key, value in addon.observe(groups, dict(metrics)).items()}
     return Outcome(float(loss), CURRENT.table.grad.clone(), metrics, groups)

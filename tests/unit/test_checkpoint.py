@@ -29,12 +29,23 @@ def test_round_trip(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path) == path
 
 
+def test_bytes_of_a_state_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
+    state = {"addons": {"a": {"x": b"\x00\xff\n", "y": [b"", (b"one", 2.5)], "z": {"n": None}}}, "empty": {}}
+    partial = checkpoint.write(tmp_path, step=1, state=state, buffer={}, policy=write_policy)
+    path = checkpoint.commit(asyncio.run(partial))
+    assert (path / "state.bin").read_bytes() == b"\x00\xff\none"
+    loaded = checkpoint.load(path).state
+    assert loaded["addons"] == {"a": {"x": b"\x00\xff\n", "y": [b"", [b"one", 2.5]], "z": {"n": None}}}
+    assert loaded["empty"] == {}
+
+
 @pytest.mark.parametrize(
     ("name", "harm", "says"),
     [
         ("policy/weights.bin", lambda p: p.unlink(), "policy/weights.bin is missing"),
         ("policy/weights.bin", lambda p: p.write_bytes(b"x" * 1000), "sha256 of policy/weights.bin"),
         ("buffer.pkl", lambda p: p.write_bytes(b"short"), "buffer.pkl has 5 bytes, expected"),
+        ("state.bin", lambda p: p.write_bytes(b"long"), "state.bin has 4 bytes, expected"),
         ("manifest.json", lambda p: p.unlink(), "manifest.json is missing"),
         ("manifest.json", lambda p: p.write_text("{"), "manifest.json is not JSON"),
     ],
@@ -53,7 +64,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
     del manifest["state.json"]
     (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="has format 0, this version of rlvr reads format 1"):
+    with pytest.raises(CheckpointError, match="has format 0, this version of rlvr reads format 2"):
         checkpoint.load(path)
 
 

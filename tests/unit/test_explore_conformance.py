@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import sys
@@ -19,7 +18,7 @@ from rlvr.explore.base import AddOn
 from rlvr.methods import EXPLORE, method_class
 from rlvr.recipe import Reduction
 from rlvr.rollout.tree_method import KINDS as TREES
-from tests.unit.conformance import Outcome, learn, replayable, stack
+from tests.unit.conformance import Outcome, learn, replayable, saved, stack
 
 # kind -> (options that do nothing, options that do something on the toy)
 EXAMPLES: dict[str, tuple[dict, dict]] = {
@@ -56,6 +55,7 @@ EXAMPLES: dict[str, tuple[dict, dict]] = {
     "rl_plus": ({"demos": 0}, {"demos": 1}),
     "seele": ({"rounds": 0}, {"rounds": 3, "gamma": 0.05}),
     "siren": ({"beta": 0.0}, {"beta": 0.1, "q": 0.5}),
+    "spear": ({"coef": 0.0}, {"size": 3, "rise": 1}),
     "spo_tree": ({"factors": ()}, {"factors": (2,), "segment": 3}),
     "treerl": ({"n": 0}, {"n": 1, "t": 1}),
     "temperature_schedule": ({"start": 1.0, "end": 1.0}, {"start": 1.5, "end": 1.0, "steps": 10}),
@@ -66,6 +66,7 @@ STATES: dict[str, dict] = {
     "exgrpo": {"store": replayable(), "rates": {"2": 0.5, "3": 0.25}, "retired": [], "started": True},
     "repo": {"store": replayable()},
     "siren": {"anchor": 1.0},
+    "spear": {"store": replayable(), "history": [0.5], "steps": 1},
 }
 ROUNDS = {"dars", "reinforce_ada", "seele"}  # a draw is sampled in rounds
 RESCUES = {"ampo", "ghpo"}  # nothing is left to do where another method put a right answer into a failed group
@@ -169,7 +170,7 @@ def test_state_and_pickle_round_trip(kind: str) -> None:
     spec = (kind, EXAMPLES[kind][1])
     (used,), (fresh,) = later(spec), stack(spec)
     learn([used])
-    fresh.load_state_dict(json.loads(json.dumps(used.state_dict())))
+    fresh.load_state_dict(saved(used.state_dict()))
     assert fresh.state_dict() == used.state_dict()
     (copied,) = (pickle.loads(pickle.dumps(fresh)),)
     same(learn([used], step=1), learn([copied], step=1))

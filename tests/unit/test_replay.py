@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,7 +29,7 @@ from rlvr.parts import Loop
 from rlvr.rollout.replay import Entry, ReplayStore, age, replayed, unstorable, unusable, without
 from rlvr.types import F32, Group, Origin, Sampling, Task, Trajectory, Verdict
 from rlvr.update import Streamed, group_metrics
-from tests.unit.conformance import ToyContext, flat
+from tests.unit.conformance import ToyContext, flat, saved
 from tests.unit.test_loop import Recorder, make_loop, recipe
 
 PROMPT = np.arange(3, dtype=np.int32)
@@ -89,7 +88,7 @@ def test_store_comes_back_bit_for_bit(rows: list[tuple[str, float]]) -> None:
     for step, (task, logp) in enumerate(rows):
         store.add(Entry(task, step, row([step, 7], float(step % 2), version=step, logp=logp), score=logp))
     again = ReplayStore(per_task=3)
-    again.load_state_dict(json.loads(json.dumps(store.state_dict())))
+    again.load_state_dict(saved(store.state_dict()))
     assert again.state_dict() == store.state_dict()
     for a, b in zip(store.all(), again.all(), strict=True):
         for name in ("tokens", "origin", "weight", "logprobs", "version", "temperature"):
@@ -216,7 +215,7 @@ def test_exgrpo_replaces_one_response_in_exactly_half_of_the_draws() -> None:
     plain = [g for g in groups if not g.counts.get("exgrpo/replayed")]
     assert all(g.task.id == "0" and len(g) == 8 for g in plain)
     again = Exgrpo(Config(), seed=1)
-    again.load_state_dict(json.loads(json.dumps(addon.state_dict())))
+    again.load_state_dict(saved(addon.state_dict()))
     assert [sampled(again, draw(i)).task.id for i in range(10)] == [g.task.id for g in groups]
 
 
@@ -381,11 +380,11 @@ async def test_a_resumed_run_replays_what_an_uninterrupted_one_does() -> None:
     await train(whole)
     first, before = replaying_loop(3)
     await train(first)
-    saved = json.loads(json.dumps([addon.state_dict() for addon in first.addons]))
+    states = [saved(addon.state_dict()) for addon in first.addons]
     second, after = replaying_loop(6)
     second.step, second.update, second.sync.version = 3, first.update, 3  # type: ignore[attr-defined]
     second.buffer.load_state_dict(first.buffer.state_dict())
-    for addon, state in zip(second.addons, saved, strict=True):
+    for addon, state in zip(second.addons, states, strict=True):
         addon.load_state_dict(state)
     await train(second)
     assert before.lines + after.lines == recorder.lines
