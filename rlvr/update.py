@@ -16,7 +16,7 @@ from rlvr.recipe import Recipe
 from rlvr.reference import REFERENCE
 from rlvr.seeds import stable_seed
 from rlvr.surrogates.base import Surrogate
-from rlvr.types import F32, I32, Group, Metrics, Plan, Row, Streams, TokenBatch
+from rlvr.types import F32, I32, Group, Metrics, Plan, Row, Streams, TokenBatch, step_of
 
 OLD = "old_"  # a stream "old_x" is "x" of the policy at the start of the step
 OLD_LOGP = "old_logp"
@@ -166,7 +166,7 @@ def group_metrics(groups: Sequence[Group], *, version: int) -> Metrics:
     fresh = np.array([t.source == "policy" for t in rows])  # no demonstration, no hinted answer, no replayed row
     own = valid & fresh
     sampled = [t.version for t, mine in zip(rows, fresh, strict=True) if mine and (t.version >= 0).any()]
-    lags = [version - int(v[v >= 0].min()) for v in sampled]
+    lags = [version - int(step_of(v[v >= 0]).min()) for v in sampled]
     return {
         "reward/mean": float(np.nanmean(rewards)),
         "reward/pass_rate": float(correct[own].mean()) if own.any() else 0.0,
