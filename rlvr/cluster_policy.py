@@ -19,7 +19,6 @@ from rlvr.errors import EngineError, ReplicaBroken
 from rlvr.packing import pack_rows, unpack_streams
 from rlvr.types import F32, Metrics, Plan, Row, Streams, TokenBatch
 
-
 Send = Callable[[int], Awaitable[Metrics]]  # the transfer of what is to be served, given its version
 
 
@@ -162,9 +161,7 @@ class RaySync:
         return await self._serve(version, partial(self._policy.push, limit=self._limit))
 
     async def push_unlearned(self, batch: TokenBatch, *, eta: float, eps: float, version: int) -> Metrics:
-        """See `protocols.WeightSync`. With colocation the samplers, which have nothing in hand, make room first."""
-        async with self._policy.lock:
-            await self._policy.resident(True)
+        """See `protocols.WeightSync`."""
         return await self._serve(version, partial(self._unlearned, batch, eta, eps))
 
     async def _unlearned(self, batch: TokenBatch, eta: float, eps: float, version: int) -> Metrics:
@@ -189,6 +186,7 @@ class RaySync:
     async def _push(self, version: int, send: Send) -> Metrics:
         colocated = self._policy.pool_to_sleep is not None
         if colocated:
+            await self._policy.resident(True)
             await self._pool.each("wake", ["weights"])
         metrics = await send(version)
         self.version, self._send = version, send
@@ -213,8 +211,9 @@ class RaySync:
     async def _rejoin(self, replica: Replica, handle: Any) -> None:
         """Replace a replica whose actor `handle` is gone, once however many callers noticed.
 
-        Between two steps it gets at once what the others serve, made anew where it is not the trainer's weights (an
-        unlearning step gives the same again); inside a step it waits for the push: half a step's weights are no version.
+        Between two steps it gets at once what the others serve, made anew where that is not the trainer's weights: an
+        unlearning step gives the same again. Inside a step it waits for the push, since half a step's weights are no
+        version.
         """
         async with self._policy.lock:
             if replica.handle is handle:

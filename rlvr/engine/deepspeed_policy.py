@@ -203,7 +203,8 @@ class RankPolicy:
         descend(gradient.params, gradient.parts(), eta=eta)
         for index in micro:
             batch = pick(rows, index, scale=scale, sft_scale=scale, marks={})
-            after += float(self._scaled(self._forward(self.engine, batch.rows, needs=frozenset({"logp"}))["logp"].exp(), batch))
+            logp = self._forward(self.engine, batch.rows, needs=frozenset({"logp"}))["logp"]
+            after += float(self._scaled(logp.exp(), batch))
         return dict(zip(("p_before", "p_after"), total([before, after], self.device), strict=True))
 
     def _scaled(self, values: torch.Tensor, batch: MicroBatch) -> torch.Tensor:

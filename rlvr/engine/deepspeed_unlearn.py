@@ -1,13 +1,13 @@
 """One plain gradient step on the weights that are served, which the optimizer never hears of.
 
-The gradient is taken by `torch.autograd.grad` on the module inside the engine: DeepSpeed collects gradients in the hooks
-of accumulation, and this one runs none of them. Each parameter's gradient is cut down as soon as it is there, to this
-rank's shard under ZeRO-3; without shards the rank holds one whole gradient in float32.
+The gradient is taken by `torch.autograd.grad` on the module inside the engine: DeepSpeed collects gradients in the
+hooks of accumulation, and this runs none of them. Under ZeRO-3 each parameter's gradient is cut down to this rank's
+shard as soon as it is there; without shards a rank holds one whole gradient in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class Gradient:
                 _sum(part)
         return self._parts
 
-    def _keeper(self, i: int):
+    def _keeper(self, i: int) -> Callable[[Tensor], Tensor]:
         def keep(grad: Tensor) -> Tensor:
             p, part = self.params[i], grad.detach().float()
             part = own_shard(p, _sum(part.clone())) if is_sharded(p) else part
@@ -59,9 +59,10 @@ def own_shard(p: nn.Parameter, full: Tensor) -> Tensor:
 
 @torch.no_grad()
 def descend(params: Sequence[nn.Parameter], gradient: Sequence[Tensor | None], *, eta: float) -> None:
-    """p <- p - eta * gradient. In bfloat16 from the optimizer's float32 copy, which is read: a step this small is
+    """p <- p - eta * gradient.
 
-    below the spacing of the weights, and from the copy as many of them move as should.
+    In bfloat16 p on the right is the optimizer's float32 copy, which is only read: a step as small as this one is below
+    the spacing of the weights, and from the copy as many of them are rounded to another one as should be.
     """
     for p, part in zip(params, gradient, strict=True):
         if is_sharded(p):

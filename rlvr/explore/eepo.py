@@ -10,15 +10,15 @@ After a third party's note on the paper; neither its text nor code was read. The
 which raises p; what suppresses O1 is descent, so that is done, and `p_before` and `p_after` are the mean probability of
 O1 (weighed as in c) under theta and theta': p_after must be the smaller. The gradient on a token's logit has size p.
 
-The note's ratio has the policy that really sampled the token in its denominator. So the old log-probs of the tokens of
-theta' become the sampler's own: the objective clips pi / pi_theta', and `objective.correction` is 1 there. The tokens of
-O1 keep the trainer's old log-probs and the correction, as ever. Tokens of theta' have a version of their own
+The note's ratio has the policy that really sampled the token in its denominator. So the old log-probs of the tokens
+of theta' become the sampler's own: the objective clips pi / pi_theta', and `objective.correction` is 1 there. The
+tokens of O1 keep the trainer's old log-probs and the correction, as ever. Tokens of theta' have a version of their own
 (`rlvr.types.aside`). Add-ons that sample later in the step (retries) sample from theta' too.
 
-Ours: the entropy is that of theta over the step's responses at their temperature; before there is any the gate is closed
-(and the group sampled in one go); eps, which the note leaves open; O1 is without responses whose verdict is an error.
-In bfloat16 theta' is rounded from the optimizer's float32 copy: the step is smaller than the spacing of the weights. A
-draw that replaces a group that was dropped comes from theta' whole (`late`). Fidelity: reconstructed.
+Ours: the entropy is that of theta over the step's responses at their temperature; before there is any the gate is
+closed (and the group sampled in one go); eps, which the note leaves open; O1 is without responses whose verdict is an
+error. In bfloat16 theta' is rounded from the optimizer's float32 copy: the step is smaller than the spacing of the
+weights. A draw that replaces a group that was dropped comes from theta' whole (`late`). Fidelity: reconstructed.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Where the draws of one step meet: for a method that must see all of them before any goes on.
 
-A step has `parties` draws (`max_lag: 0` and `keep: all`, else there would be others between them). Each brings something
-and waits; with the last one there, `act` is called once with what they brought, in the order of the draws, whoever came
+A step has `parties` draws (`max_lag: 0` and `keep: all`, else others would come between them). Each brings a group and
+waits; with the last one there, `act` is called once with what they brought, in the order of the draws, whoever came
 first. A wait ends with the draw's own limit (`limits.group`) or with the run: where a draw fails, the run ends.
 
 A draw that ran into its limit comes again. What counts is what it brought first, and it gets that back: what it would
-sample after the meeting is no longer from the weights before. One that the meeting was held without, because it replaces
-a group that was dropped, is late: it gets None.
+sample after the meeting is no longer from the weights before. One that the meeting was held without, because it
+replaces a group that was dropped, is late: it gets None.
 """
 
 from __future__ import annotations

@@ -13,4 +13,5 @@ def unlearning_batch(groups: Sequence[Group]) -> TokenBatch:
     """Every response of the policy without a verifier's error, with the global normaliser 1 / (B' |y_i|)."""
     rows = collate(groups)
     index = [i for i, row in enumerate(rows) if row.source == "policy"]
-    return token_batch(rows, index, scale=row_scales([float(rows[i].weight.sum()) for i in index], reduction="sequence"))
+    lengths = [float(rows[i].weight.sum()) for i in index]
+    return token_batch(rows, index, scale=row_scales(lengths, reduction="sequence"))

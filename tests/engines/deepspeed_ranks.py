@@ -196,7 +196,7 @@ def noise(place: Mapping[str, Any], stage: str) -> Out:
 
 
 def unlearning(place: Mapping[str, Any], stage: str) -> Out:
-    """A step on the served weights and back, in one micro-batch a rank and in many; then an update as if it had not been."""
+    """A step on the served weights and back, in one micro-batch a rank and in many; then updates as if nothing was."""
     from rlvr.batching import micro_batches
     from rlvr.engine.deepspeed_policy import RankPolicy
 
