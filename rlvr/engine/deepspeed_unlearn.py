@@ -80,6 +80,7 @@ def exact(p: nn.Parameter) -> Tensor:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param
 
     copy = safe_get_local_fp32_param(p) if is_sharded(p) else safe_get_full_fp32_param(p)
+    assert copy is not None, "bfloat16 weights without an optimizer's copy"
     flat = copy.flatten()
     return nn.functional.pad(flat, (0, held.numel() - flat.numel())).view_as(held)
 
