@@ -25,6 +25,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -38,6 +39,7 @@ from rlvr.loop import sampling_of
 from rlvr.methods import build_methods
 from rlvr.models import load_tokenizer
 from rlvr.recipe import Recipe, Scratch
+from rlvr.rollout.barrier import Barrier
 from rlvr.rollout.groups import flat_groups
 from rlvr.run import RunContext, compose
 from rlvr.run_data import RunData, read_data
@@ -101,7 +103,17 @@ class Bench:
         """The run as the add-on sees it."""
         data, recipe = self.data, self.recipe
         tasks = data.stream.tasks
-        return RunContext(recipe.seed, self.pool, data.verifiers, data.prompter, tasks, sampling_of(recipe))
+        return RunContext(
+            recipe.seed,
+            self.pool,
+            data.verifiers,
+            data.prompter,
+            tasks,
+            sampling_of(recipe),
+            sync=None,
+            barrier=Barrier(1),
+            settled=partial(asyncio.sleep, 0),
+        )
 
     def _checked(self, groups: Sequence[Group], counted: Metrics) -> float:
         """The share of tokens that the tree did not decode; every tree must be whole."""

@@ -25,6 +25,7 @@ class Buffer:
     slots: int
     group_limit: float  # seconds for one group
     max_dropped: int  # dropped groups in a row of one take, beyond which the run stops
+    together: bool = False  # the draws of a step meet while they are sampled: none is finished without the others
     next_draw: int = 0
     active: dict[int, Group | None] = field(default_factory=dict)  # draw -> finished group, in draw order
     dropped: list[Group] = field(default_factory=list)  # since the last take
@@ -84,8 +85,8 @@ class Buffer:
         return out
 
     def state_dict(self) -> dict[str, Any]:
-        """Finished groups are kept, unfinished draws start again, groups in training are gone."""
-        waiting = {d: g for d, g in self.active.items() if d not in self._taken}
+        """Finished groups are kept (not with `together`), unfinished draws start again, groups in training are gone."""
+        waiting = {d: None if self.together else g for d, g in self.active.items() if d not in self._taken}
         return {"next_draw": self.next_draw, "active": waiting, "dropped": list(self.dropped)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -210,6 +210,16 @@ class RankActor:
         """Send the weights to every replica (a collective of all ranks)."""
         return self.side.push(version, self.fanout)
 
+    def push_unlearned(
+        self, table: Sequence[ray.ObjectRef], micro: Any, scale: Any, eta: float, eps: float, version: int
+    ) -> Metrics:
+        """Unlearn, send, put back: in one call, so that nothing else ever sees the changed weights of the trainer."""
+        try:
+            seen = self.policy.unlearn(self._rows(table[0]), micro, scale, eta=eta, eps=eps)
+            return seen | self.side.push(version, self.fanout)
+        finally:
+            self.policy.unperturb()
+
     def measure(self, table: Sequence[ray.ObjectRef], *args: Any) -> tuple[list[int], dict[str, Column]]:
         """`RankPolicy.measure` with its answer packed: positions, and the streams of these rows."""
         found = self.policy.measure(self._rows(table[0]), *args)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from rlvr.engine.protocols import Which
 from rlvr.errors import EngineError, ReplicaBroken
 from rlvr.packing import pack_rows, unpack_streams
 from rlvr.types import F32, Metrics, Plan, Row, Streams, TokenBatch
+
+Send = Callable[[int], Awaitable[Metrics]]  # the transfer of what is to be served, given its version
 
 
 class RayPolicy:
@@ -95,6 +98,12 @@ class RayPolicy:
         """The transfer itself; a collective of all ranks. The caller holds `lock`."""
         return (await self._all([r.push.remote(version) for r in self._ranks], "push", limit=limit))[0]
 
+    async def push_unlearned(self, batch: TokenBatch, *, eta: float, eps: float, version: int) -> Metrics:
+        """See `protocols.WeightSync`; a collective of all ranks. The caller holds `lock`."""
+        scale = dict(zip(batch.index, batch.scale.tolist(), strict=True))
+        args = [(share, scale, eta, eps, version) for share in self._split(batch)]
+        return (await self._call("push_unlearned", batch.rows, args))[0]
+
     async def resident(self, wanted: bool) -> None:
         """Colocation: bring the trainer's state onto the GPU (the samplers sleep), or take it away."""
         if self.pool_to_sleep is None or self._resident == wanted:
@@ -139,6 +148,7 @@ class RaySync:
     def __init__(self, policy: RayPolicy, pool: SamplerPool, side: Mapping[str, Any], *, limit: float) -> None:
         self._policy, self._pool, self._side, self._limit = policy, pool, side, limit
         self.version = 0  # what the samplers serve
+        self._send = partial(policy.push, limit=limit)  # how it was made and sent, given the version
         pool.rejoin = self._rejoin
 
     async def connect(self) -> None:
@@ -151,27 +161,39 @@ class RaySync:
 
         The metrics are of the push, and of what the replicas did since the one before it.
         """
+        metrics = await self._serve(version, partial(self._policy.push, limit=self._limit))
+        return metrics | await self._pool.usage(limit=self._limit)
+
+    async def push_unlearned(self, batch: TokenBatch, *, eta: float, eps: float, version: int) -> Metrics:
+        """See `protocols.WeightSync`."""
+        return await self._serve(version, partial(self._unlearned, batch, eta, eps))
+
+    async def _unlearned(self, batch: TokenBatch, eta: float, eps: float, version: int) -> Metrics:
+        return await self._policy.push_unlearned(batch, eta=eta, eps=eps, version=version)
+
+    async def _serve(self, version: int, send: Send) -> Metrics:
         async with self._policy.lock:
             try:
-                metrics = await self._push(version)
+                metrics = await self._push(version, send)
             except EngineError:
                 dead = [r for r in self._pool.replicas if await self._is_dead(r)]
                 if not dead:
                     raise
                 await self._replace(dead)
-                metrics = await self._push(version)
+                metrics = await self._push(version, send)
             self._policy.settled = True
             self._pool.blocked.clear()
             for replica in self._pool.replicas:
                 replica.ready.set()
-            return metrics | await self._pool.usage(limit=self._limit)
+        return metrics
 
-    async def _push(self, version: int) -> Metrics:
+    async def _push(self, version: int, send: Send) -> Metrics:
         colocated = self._policy.pool_to_sleep is not None
         if colocated:
+            await self._policy.resident(True)
             await self._pool.each("wake", ["weights"])
-        metrics = await self._policy.push(version, limit=self._limit)
-        self.version = version
+        metrics = await send(version)
+        self.version, self._send = version, send
         if colocated:
             await self._policy.resident(False)
             await self._pool.each("wake", ["kv_cache"])
@@ -193,14 +215,15 @@ class RaySync:
     async def _rejoin(self, replica: Replica, handle: Any) -> None:
         """Replace a replica whose actor `handle` is gone, once however many callers noticed.
 
-        Between two steps it gets the current weights at once; inside a step it waits for the push, since half a
-        step's weights are no version.
+        Between two steps it gets at once what the others serve, made anew where that is not the trainer's weights: an
+        unlearning step gives the same again. Inside a step it waits for the push, since half a step's weights are no
+        version.
         """
         async with self._policy.lock:
             if replica.handle is handle:
                 await self._replace([replica])
                 if self._policy.settled:
-                    await self._push(self.version)
+                    await self._push(self.version, self._send)
                     replica.ready.set()
                 else:
                     self._pool.blocked.set()

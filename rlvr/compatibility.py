@@ -41,6 +41,9 @@ def conflicts(recipe: Recipe, read: Sequence[Read]) -> Iterator[Told]:
         if isinstance(method, AddOn) and method.barrier and recipe.max_lag:
             given = f"got {recipe.max_lag}; the add-on {method.kind} needs the whole block at once: max_lag: 0"
             yield "error", "max_lag", given
+        if isinstance(method, AddOn) and method.barrier and recipe.keep != "all":
+            given = f"got {recipe.keep!r}; the add-on {method.kind} lets the draws of a step meet, none may come later"
+            yield "error", "keep", f"{given}: keep: all"
         if key.startswith("explore.") and isinstance(method, AddOn) and inert:
             yield from _without_tokens(key, method, str(recipe.objective.kind))
     if isinstance(surrogate, Surrogate):

@@ -20,7 +20,7 @@ from rlvr.rollout.groups import Encoder
 from rlvr.track.journal import read
 from rlvr.track.run_dir import RunDir
 from rlvr.track.tracker import Tracker
-from rlvr.types import Group, Metrics, Origin, Sampling, Task
+from rlvr.types import Group, Metrics, Origin, Sampling, Task, step_of
 
 
 @dataclass
@@ -103,6 +103,11 @@ class RunObserver:
         due = loop.step >= self.recipe.steps or (every > 0 and loop.step % every == 0)
         return await self._write(loop, metrics) if due else None
 
+    async def settled(self) -> None:
+        """Wait for the evaluation that runs beside the sampling: its answers are to come from one step's weights."""
+        if self.running:
+            await asyncio.wait(self.running)
+
     def commit(self, partial: Path | None) -> None:
         """After the step's lines are in the journals: a checkpoint never stands without them."""
         if partial is not None:
@@ -175,10 +180,10 @@ def decoded(group: Group) -> int:
 
     Nor those of replayed rows, whose weights are older than the ones that the group's own rows began with.
     """
-    own = [t.version[t.origin == Origin.SAMPLED] for t in group.trajectories if t.source == "policy"]
+    own = [step_of(t.version[t.origin == Origin.SAMPLED]) for t in group.trajectories if t.source == "policy"]
     oldest = min((int(versions.min()) for versions in own if versions.size), default=0)
     return sum(
-        int(((t.origin == Origin.SAMPLED) & (t.version >= oldest))[t.parent[1] if t.parent else 0 :].sum())
+        int(((t.origin == Origin.SAMPLED) & (step_of(t.version) >= oldest))[t.parent[1] if t.parent else 0 :].sum())
         for t in group.trajectories
     )
 

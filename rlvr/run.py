@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 from rlvr import checkpoint, config
 from rlvr.buffer import Buffer
 from rlvr.engine.handshake import handshake, random_sequences
-from rlvr.engine.protocols import Sampler, Verifiers
+from rlvr.engine.protocols import Sampler, Verifiers, WeightSync
 from rlvr.engines import Engines, start_engines
 from rlvr.explore.base import AddOn, Sample
 from rlvr.loop import sampling_of, train
@@ -24,7 +24,9 @@ from rlvr.prompting import Prompter
 from rlvr.recipe import Recipe
 from rlvr.reference import ReferenceSchedule
 from rlvr.resume import same_recipe, same_reference
+from rlvr.rollout.barrier import Act, Barrier
 from rlvr.rollout.groups import flat_groups
+from rlvr.rollout.unlearning import unlearning_batch
 from rlvr.run_data import RunData, eval_names, read_data
 from rlvr.seeds import stable_seed
 from rlvr.stop import Stop
@@ -32,7 +34,7 @@ from rlvr.track.display import make_display
 from rlvr.track.journal import read
 from rlvr.track.run_dir import ROOT, RunDir
 from rlvr.track.tracker import Tracker, open_tracker
-from rlvr.types import I32, Completion, Request, Sampling, Task, Verdict
+from rlvr.types import I32, Completion, Group, Metrics, Request, Sampling, Task, Verdict, aside
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # of the handshake, in log-probability
 
@@ -57,11 +59,29 @@ class RunContext:
     prompter: Prompter
     tasks: Sequence[Task]  # every training task
     sampling: Sampling
+    sync: WeightSync | None  # None: what is served never changes
+    barrier: Barrier
+    settled: Callable[[], Awaitable[None]]  # the evaluation that runs beside the sampling has ended
     step: int = 0
 
     def at(self, step: int) -> RunContext:
         """The same context for the groups of one step."""
         return replace(self, step=step)
+
+    async def meet(self, group: Group, act: Act, *, first: int = 0) -> tuple[Group, Metrics] | None:
+        """Wait for the other draws of the step; see `rlvr.rollout.barrier`."""
+        return await self.barrier.meet(self.step, group, act, first=first)
+
+    async def unlearn(self, groups: Sequence[Group], *, eta: float, eps: float) -> Metrics:
+        """What is sampled from now on in this step comes from weights that made these rows less likely."""
+        assert self.sync is not None, "served weights change within a run"
+        await self.settled()
+        batch = unlearning_batch(groups)
+        return await self.sync.push_unlearned(batch, eta=eta, eps=eps, version=aside(self.step))
+
+    async def close(self) -> None:
+        """A meeting that is being held comes to its end."""
+        await self.barrier.close()
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Sample on one replica."""
@@ -193,13 +213,22 @@ def build_loop(
         policy=engines.policy,
         sync=engines.sync,
         context=RunContext(
-            recipe.seed, engines.pool, data.verifiers, data.prompter, data.stream.tasks, sampling_of(recipe)
+            recipe.seed,
+            engines.pool,
+            data.verifiers,
+            data.prompter,
+            data.stream.tasks,
+            sampling_of(recipe),
+            sync=engines.sync,
+            barrier=Barrier(recipe.prompts),
+            settled=observer.settled,
         ),
         sample=compose(methods.hooks, flat_groups(engines.pool, data.verifiers, data.prompter, seed=recipe.seed)),
         buffer=Buffer(
             slots=(recipe.max_lag + 1) * recipe.prompts,
             group_limit=recipe.limits.group,
             max_dropped=recipe.max_draws * recipe.prompts,
+            together=any(addon.barrier for addon in methods.hooks),
         ),
         observer=observer,
         surrogate=methods.surrogate,
@@ -218,6 +247,7 @@ async def _loop(loop: Loop, observer: RunObserver) -> Outcome:
         for task in list(observer.running):
             task.cancel()
         await asyncio.gather(*observer.running, return_exceptions=True)
+        await loop.context.close()
     unfinished = loop.step < loop.recipe.steps or missing_evaluations(observer.folder, loop.recipe)
     return Outcome(observer.folder, loop.step, loop.recipe.steps, stopped=loop.stop.is_set() and unfinished)
 

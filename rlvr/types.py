@@ -20,6 +20,7 @@ F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 Bool = npt.NDArray[np.bool_]
 Message = Mapping[str, str]
+ASIDE = 1 << 24  # see `aside`
 Finish = Literal["stop", "length", "abort"]
 
 
@@ -153,7 +154,7 @@ class Trajectory:
     origin: npt.NDArray[np.int8]  # [L] of Origin
     weight: F32  # [L] policy-loss weight, 0 on the prompt and on token 0
     logprobs: F32  # [L] behaviour; NaN = unknown; 0 on the prompt
-    version: I32  # [L] weight version that sampled the token, -1 where not sampled
+    version: I32  # [L] weight version that sampled the token (a step, or `aside` of one), -1 where not sampled
     temperature: F32  # [L] what the logits were divided by
     text: str = ""  # decoded response
     finish: Finish = "stop"
@@ -259,6 +260,26 @@ class TokenBatch:
     def picked(self) -> list[Row]:
         """The rows of this update, in order."""
         return [self.rows[i] for i in self.index]
+
+
+def aside(step: int) -> int:
+    """The version of weights that were changed for sampling alone, from those of `step`, and are put back.
+
+    A number beyond those of all steps, so that such tokens are never taken for ones of the step's own weights; it is
+    positive, since they were sampled. `step_of` tells the step, where an age or a lag is asked for.
+    """
+    return step + ASIDE
+
+
+def is_aside(version: npt.ArrayLike) -> Bool:
+    """Where tokens were sampled from weights that `aside` names."""
+    return np.asarray(version) >= ASIDE
+
+
+def step_of(version: npt.ArrayLike) -> I32:
+    """The step that versions belong to; -1 (not sampled) stays."""
+    versions = np.asarray(version, dtype=np.int32)
+    return np.where(versions >= ASIDE, versions - ASIDE, versions).astype(np.int32)
 
 
 def stream(name: str, parameter: float) -> str:

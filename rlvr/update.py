@@ -17,7 +17,7 @@ from rlvr.recipe import Recipe
 from rlvr.reference import REFERENCE
 from rlvr.seeds import stable_seed
 from rlvr.surrogates.base import Surrogate
-from rlvr.types import F32, I32, Group, Metrics, Plan, Row, Streams, TokenBatch
+from rlvr.types import F32, I32, Group, Metrics, Plan, Row, Streams, TokenBatch, step_of
 
 OLD = "old_"  # a stream "old_x" is "x" of the policy at the start of the step
 OLD_LOGP = "old_logp"
@@ -203,7 +203,7 @@ def group_metrics(groups: Sequence[Group], *, version: int) -> Metrics:
     rewards = np.concatenate([np.full(len(g), np.nan) if g.rewards is None else g.rewards for g in groups])
     correct = np.concatenate([g.correct for g in groups])
     rows = [t for g in groups for t, mine in zip(g.trajectories, g.own, strict=True) if mine]
-    lags = [version - int(t.version[t.version >= 0].min()) for t in rows if (t.version >= 0).any()]
+    lags = [version - int(step_of(t.version[t.version >= 0]).min()) for t in rows if (t.version >= 0).any()]
     return {
         "reward/mean": _mean(rewards[judged]),
         "reward/pass_rate": _mean(correct[judged]),

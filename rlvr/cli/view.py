@@ -17,6 +17,7 @@ from rich.text import Text
 from rlvr.errors import ConfigError, DataError
 from rlvr.track.journal import Record, read
 from rlvr.track.run_dir import find_run
+from rlvr.types import is_aside, step_of
 
 _COLUMNS = (  # heading, metric, format
     ("step", "step", "d"),
@@ -139,9 +140,14 @@ def _facts(response: Record) -> Iterator[str]:
         yield f"reward {number(response['reward'])}"
     yield f"advantage {_span(response['advantage'])}"
     yield f"{response['tokens']} tokens" + ("" if response["finish"] == "stop" else f" ({response['finish']})")
-    yield "weights " + " ".join(f"v{version}x{count}" for version, count in response["versions"])
+    yield "weights " + " ".join(f"{_version(version)}x{count}" for version, count in response["versions"])
     if response["source"] != "policy":
         yield f"from {response['source']}"
+
+
+def _version(version: int) -> str:
+    """v3, or v3' for weights that were changed for sampling alone."""
+    return f"v{int(step_of(version))}" + ("'" if is_aside(version) else "")
 
 
 def _span(advantage: float | Sequence[float] | None) -> str:

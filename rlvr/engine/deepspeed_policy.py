@@ -15,12 +15,15 @@ from torch import nn
 
 from rlvr.engine import deepspeed_state as state
 from rlvr.engine.deepspeed_env import environment
-from rlvr.engine.deepspeed_loss import Losses, Totals, filler, pick
+from rlvr.engine.deepspeed_loss import Losses, MicroBatch, Totals, filler, pick
 from rlvr.engine.deepspeed_reference import ReferenceModel
 from rlvr.engine.deepspeed_setup import PolicySpec, join, leave, make_engine
-from rlvr.engine.forward import TokenStreams, forward, own_part
+from rlvr.engine.deepspeed_unlearn import Gradient, descend, total
+from rlvr.engine.forward import TokenStreams, forward, own_part, pad_values
 from rlvr.errors import EngineError
 from rlvr.methods import build_addons, build_objective
+from rlvr.objectives.reduce import scaled_sum
+from rlvr.objectives.unlearning import complementary_loss
 from rlvr.types import F32, Metrics, Plan, Row
 
 __all__ = ["PolicySpec", "RankPolicy", "environment", "leave"]
@@ -177,6 +180,36 @@ class RankPolicy:
         if self._before is not None:
             state.put_back(self.module, self._before)
             self._before = None
+
+    def unlearn(
+        self, rows: Sequence[Row], micro: Sequence[Sequence[int]], scale: ByPosition, *, eta: float, eps: float
+    ) -> Metrics:
+        """One plain gradient step of rate `eta` that makes these rows less likely; `unperturb` takes it back.
+
+        The gradient is that of `complementary_loss`, summed with `scale` as in `step`. The optimizer, its copy of the
+        weights and its gradients are not touched. Returns the mean probability of the rows' tokens, weighed in the
+        same way, before and after the step: the same on every rank.
+        """
+        if self._before is None:
+            self._before = state.weights(self.module)
+        self.engine.train()
+        gradient, before, after = Gradient(self.module), 0.0, 0.0
+        for index in micro:
+            batch = pick(rows, index, scale=scale, sft_scale=scale, marks={})
+            logp = self._forward(self._model, batch.rows, needs=frozenset(), grad=frozenset({"logp"}))["logp"]
+            gradient.add(self._scaled(complementary_loss(logp, eps=eps), batch))
+            before += float(self._scaled(logp.detach().exp(), batch))
+            self.engine.empty_partition_cache()  # ZeRO-3 lets go of what it gathered in a backward of its own alone
+        descend(gradient.params, gradient.parts(), eta=eta)
+        for index in micro:
+            batch = pick(rows, index, scale=scale, sft_scale=scale, marks={})
+            logp = self._forward(self.engine, batch.rows, needs=frozenset({"logp"}))["logp"]
+            after += float(self._scaled(logp.exp(), batch))
+        return dict(zip(("p_before", "p_after"), total([before, after], self.device), strict=True))
+
+    def _scaled(self, values: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+        weight = pad_values([row.weight for row in batch.rows], device=self.device)
+        return scaled_sum(values, weight=weight, scale=torch.from_numpy(batch.scale).to(self.device))
 
     def offload(self) -> None:
         """Move weights and optimizer state to the host (colocation); no-op on a CPU."""

@@ -70,6 +70,14 @@ class WeightSync(Protocol):
         """Send the current weights; every replica serves `version` afterwards and its prefix cache is empty."""
         ...
 
+    async def push_unlearned(self, batch: TokenBatch, *, eta: float, eps: float, version: int) -> Metrics:
+        """One plain gradient step against the rows of the batch, on the served weights alone; see `RankPolicy.unlearn`.
+
+        The samplers serve the result as `version`, with an empty prefix cache, until the next push; the policy has its
+        own weights back, bit for bit, when this returns. The metrics hold `p_before` and `p_after`.
+        """
+        ...
+
 
 class Scorer(Protocol):
     """What the handshake needs of a replica."""

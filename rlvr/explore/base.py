@@ -53,6 +53,11 @@ class Context(Protocol):
     sampling: Sampling  # of the recipe, without a seed
 
     def at(self, step: int) -> Context: ...
+    async def meet(
+        self, group: Group, act: Callable[[Sequence[Group]], Awaitable[Metrics]], *, first: int = 0
+    ) -> tuple[Group, Metrics] | None: ...  # of a `barrier` add-on: see `rlvr.rollout.barrier`
+    async def unlearn(self, groups: Sequence[Group], *, eta: float, eps: float) -> Metrics: ...
+    async def close(self) -> None: ...  # at the end of the run
     async def generate(self, requests: Sequence[Request]) -> list[Completion]: ...
     async def verify(self, task: Task, responses: Sequence[str]) -> list[Verdict]: ...
     def encode(self, task: Task) -> Any: ...
@@ -103,7 +108,7 @@ class AddOn:
     measures: frozenset[str] = frozenset()
     token_needs: frozenset[str] = frozenset()
     token_reads: frozenset[str] = frozenset()
-    barrier: ClassVar[bool] = False
+    barrier: ClassVar[bool] = False  # the draws of a step meet while they are sampled (`Context.meet`)
     selects: ClassVar[bool] = False  # takes the policy loss away from single tokens, or weighs them
     reweighs: ClassVar[bool] = False  # does so by the token's own loss or advantage, and adds no term of its own
     wants_updates: ClassVar[bool] = False  # has no gradient of its own where the policy is still the old one

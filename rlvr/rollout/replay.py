@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rlvr.types import F32, I32, Bool, Group, Metrics, Origin, Row, Trajectory, Verdict
+from rlvr.types import F32, I32, Bool, Group, Metrics, Origin, Row, Trajectory, Verdict, step_of
 
 ARRAYS = {"tokens": "<i4", "origin": "|i1", "weight": "<f4", "logprobs": "<f4", "version": "<i4", "temperature": "<f4"}
 
@@ -169,13 +169,13 @@ def _moved(parent: tuple[int, int], place: Mapping[int, int]) -> tuple[int, int]
 
 def age(row: Trajectory, step: int) -> int:
     """Steps between the weights that sampled its oldest token and those of `step`."""
-    return step - int(row.version[row.version >= 0].min())
+    return step - int(step_of(row.version[row.version >= 0]).min())
 
 
 def ages_of(groups: Sequence[Group], source: str) -> Metrics:
     """`age`: of the replayed rows, in steps before the newest weights that sampled anything here; {} without any."""
     rows = [t for g in groups for t in g.trajectories if (t.version >= 0).any()]
-    now = max((int(t.version.max()) for t in rows), default=0)
+    now = max((int(step_of(t.version).max()) for t in rows), default=0)
     ages = [age(t, now) for t in rows if t.source == source]
     return {"age": float(np.mean(ages))} if ages else {}
 

@@ -195,6 +195,39 @@ def noise(place: Mapping[str, Any], stage: str) -> Out:
     return out
 
 
+def unlearning(place: Mapping[str, Any], stage: str) -> Out:
+    """A step on the served weights and back, in one micro-batch a rank and in many; then updates as if nothing was."""
+    from rlvr.batching import micro_batches
+    from rlvr.engine.deepspeed_policy import RankPolicy
+
+    policy, table, out = RankPolicy(spec(place, stage)), rows(7), {}
+    update(policy, rows())
+    start, kept = parameters(policy), optimizer_state(policy)
+    scale = {i: 1.0 / (len(table) * float(r.weight.sum())) for i, r in enumerate(table)}
+    for split, budget in (("whole", 10_000), ("split", 40)):
+        micro = micro_batches([len(r.tokens) for r in table], ranks=place["world_size"], token_budget=budget)
+        out[split] = policy.unlearn(table, micro[policy.rank], scale, eta=0.5, eps=1e-6)
+        out[split] |= {"weights": parameters(policy), "moved": measured(policy, table)}
+        policy.unperturb()
+        out[split] |= {"exact": parameters(policy) == start, "untouched": optimizer_state(policy) == kept}
+    out |= {"start": start, "scores": measured(policy, table), "after": [update(policy, rows(), n) for n in (1, 2)]}
+    out["weights"] = parameters(policy)
+    policy.close()
+    undisturbed = RankPolicy(spec(place, stage))
+    update(undisturbed, rows())
+    out["undisturbed"] = [update(undisturbed, rows(), n) for n in (1, 2)] == out["after"]
+    out["undisturbed"] = out["undisturbed"] and parameters(undisturbed) == out["weights"]
+    undisturbed.close()
+    return out
+
+
+def optimizer_state(policy: Any) -> list[float]:
+    """All that this rank's optimizer holds: its copy of the weights, moments, step counts."""
+    held = [p for group in policy.engine.basic_optimizer.param_groups for p in group["params"]]
+    held += [v for values in policy.engine.basic_optimizer.state.values() for v in values.values() if hasattr(v, "abs")]
+    return [float(x) for tensor in held for x in tensor.detach().float().flatten().tolist()]
+
+
 def reference(place: Mapping[str, Any], stage: str) -> Out:
     """The reference stays where the policy began."""
     from rlvr.engine.deepspeed_policy import RankPolicy
@@ -300,7 +333,7 @@ def memory(place: Mapping[str, Any], stage: str) -> Out:
 
 SECTIONS: dict[str, Callable[[Mapping[str, Any], str], Out]] = {
     "training": training, "plain": plain, "state": state, "noise": noise, "reference": reference, "memory": memory,
-    "moving": moving,
+    "moving": moving, "unlearning": unlearning,
 }  # fmt: skip
 
 

@@ -21,12 +21,13 @@ ROOT = Path(__file__).parents[2]
 ONE = (
     "training:zero0", "training:zero2", "training:zero3", "training:zero2_offload", "training:bf16_zero0",
     "training:bf16_zero2", "training:bf16_zero3", "plain:zero0", "plain:zero3", "state:zero0", "noise:zero0",
-    "memory:zero0",
+    "memory:zero0", "unlearning:zero0", "unlearning:zero2_offload", "unlearning:bf16_zero0",
 )  # fmt: skip
 TWO = (
     "training:zero0", "training:zero1", "training:zero2", "training:zero3", "training:zero3_offload",
     "training:bf16_zero3", "state:zero0", "state:zero2", "state:zero3", "noise:zero2", "noise:zero3",
-    "reference:zero2", "reference:zero3", "memory:zero3",
+    "reference:zero2", "reference:zero3", "memory:zero3", "unlearning:zero0", "unlearning:zero1", "unlearning:zero2",
+    "unlearning:zero3", "unlearning:zero3_kept", "unlearning:bf16_zero2", "unlearning:bf16_zero3",
 )  # fmt: skip
 Seen = dict[str, Any]
 
@@ -165,6 +166,25 @@ def test_perturb_and_back(one: Seen, two: Seen, world: int, stage: str) -> None:
     assert np.abs(np.subtract(seen["moved"], seen["scores"])).max() > 0.01
     assert seen["exact"] and seen["scores_exact"] and seen["undisturbed"]
     np.testing.assert_allclose(seen["perturbed"], one["noise:zero0"]["perturbed"], atol=1e-5)
+
+
+UNLEARNING = [s.split(":")[1] for s in (*ONE, *TWO) if s.startswith("unlearning:")]
+
+
+@pytest.mark.parametrize(("world", "stage"), [(1 if i < 3 else 2, stage) for i, stage in enumerate(UNLEARNING)])
+def test_unlearning_leaves_the_trainer_as_it_was(one: Seen, two: Seen, world: int, stage: str) -> None:
+    seen, first = (one if world == 1 else two)[f"unlearning:{stage}"], one["unlearning:zero0"]["whole"]
+    exact = not stage.startswith("bf16")
+    for split in ("whole", "split"):
+        step = seen[split]
+        assert step["p_after"] < 0.95 * step["p_before"]  # the sign: descent makes the rows less likely
+        assert step["p_before"] == pytest.approx(first["p_before"], rel=1e-5 if exact else 0.01)
+        assert step["p_after"] == pytest.approx(first["p_after"], rel=1e-5 if exact else 0.05)
+        assert np.abs(np.subtract(step["moved"], seen["scores"])).max() > 0.01
+        if exact:
+            np.testing.assert_allclose(step["weights"], first["weights"], atol=1e-6)
+        assert step["exact"] and step["untouched"]
+    assert seen["undisturbed"]
 
 
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])

@@ -40,6 +40,7 @@ MORE = {
     "cde": ("alpha=0.01",),
     "clip_cov": ("ratio=0.1", "low=-9", "high=9"),
     "critical_tokens": ("coef=1.0", "power=1.0"),  # the base is certain of nothing
+    "eepo": ("alpha=9",),
     "effective_rank": ("stride=2",),
     "fr3e": ("spacing=1",),
     "exgrpo": ("start=0",),

@@ -28,6 +28,7 @@ from rlvr.objectives.reduce import row_scales, scaled_sum
 from rlvr.objectives.streams import reduction
 from rlvr.objectives.view import TokenView
 from rlvr.recipe import KL, Overlong, Reduction
+from rlvr.rollout.barrier import Act, Barrier
 from rlvr.rollout.replay import Entry, ReplayStore
 from rlvr.seeds import stable_seed
 from rlvr.types import (
@@ -44,6 +45,7 @@ from rlvr.types import (
     TokenBatch,
     Trajectory,
     Verdict,
+    aside,
 )
 from rlvr.update import behaved, merge
 
@@ -126,6 +128,7 @@ def near(policy: Toy, *, seed: int, scale: float) -> Toy:
 
 OLD = Toy(0)
 CURRENT, REFERENCE, SAMPLER = near(OLD, seed=1, scale=0.3), near(OLD, seed=2, scale=0.3), near(OLD, seed=3, scale=0.02)
+ASIDE = near(OLD, seed=4, scale=0.1)  # what samples after a step of unlearning
 
 
 @dataclass
@@ -136,6 +139,15 @@ class ToyContext:
     step: int = 0
     tasks: Sequence[Task] = ()
     sampling: Sampling = field(default_factory=Sampling)
+    barrier: Barrier = field(default_factory=lambda: Barrier(TASKS))
+    unlearned: bool = False
+
+    async def meet(self, group: Group, act: Act, *, first: int = 0) -> tuple[Group, Metrics] | None:
+        return await self.barrier.meet(self.step, group, act, first=first)
+
+    async def unlearn(self, groups: Sequence[Group], *, eta: float, eps: float) -> Metrics:
+        self.unlearned = True
+        return {"p_before": 0.5, "p_after": 0.4}
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
         return [_completion(r.key, r.sampling, stable_seed("context", r.key)) for r in requests]
@@ -201,6 +213,10 @@ def _trajectory(prompt: np.ndarray, completion: Completion, sampling: Sampling, 
     return replace(t, logprobs=SAMPLER.measure(t)["logp"])
 
 
+def _of_the_aside(t: Trajectory) -> Trajectory:
+    return replace(t, logprobs=ASIDE.measure(t)["logp"], version=np.where(t.version < 0, -1, aside(0)).astype(np.int32))
+
+
 async def flat(draw: Draw) -> Group:
     """`draw.group` responses; one verdict of draw 0 is an error, all of draw 1 are right, all of draw 2 wrong."""
     prompt, rows, i = np.concatenate([np.arange(PROMPT, dtype=np.int32), _begun(draw.task)]), [], draw.first
@@ -211,6 +227,7 @@ async def flat(draw: Draw) -> Group:
             draw.sampling,
             broken=draw.index == 0 and i == 0,
         )
+        t = _of_the_aside(t) if isinstance(draw.ctx, ToyContext) and draw.ctx.unlearned else t
         i += 1
         if draw.index not in (1, 2) or (t.verdict and t.verdict.correct == (draw.index == 1)):
             rows.append(t)
@@ -251,7 +268,8 @@ def explore(addons: Sequence[AddOn], *, step: int = 0) -> list[Group]:
             sample = addon.sampler(sample)
         for addon in addons if step == 0 else ():
             await addon.prepare(context)
-        for index in range(TASKS):
+
+        async def one(index: int) -> Group:
             task = toy_task(index)
             for addon in addons:
                 task = addon.tasks(task, index)
@@ -260,7 +278,9 @@ def explore(addons: Sequence[AddOn], *, step: int = 0) -> list[Group]:
             )
             for addon in addons:
                 group = await addon.guide(group, context)
-            groups.append(group)
+            return group
+
+        groups.extend(await asyncio.gather(*map(one, range(TASKS))))  # a method may let the draws meet
 
     asyncio.run(collect())
     names, refs = asked(addons), asked_of_reference(addons)

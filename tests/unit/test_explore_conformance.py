@@ -34,6 +34,7 @@ EXAMPLES: dict[str, tuple[dict, dict]] = {
     "diver": ({"w": 0.0}, {"w": 0.4}),
     "deep_search": ({"depth": 1, "cache": False}, {"depth": 4, "width": 2}),
     "ead": ({"tau_max": 1.0, "tau_min": 1.0}, {"tau_max": 1.5, "d0": 4.0, "c": 1}),
+    "eepo": ({"eta": 0.0}, {"alpha": 9.0}),
     "effective_rank": ({"coef": 0.0}, {"coef": 0.3, "stride": 2}),
     "egsw": ({"alpha": 0.0, "P": 1e30}, {"alpha": 0.5}),
     "entropy_advantage": ({"alpha": 0.0}, {"alpha": 0.2}),
@@ -62,13 +63,14 @@ EXAMPLES: dict[str, tuple[dict, dict]] = {
 }
 # kind -> the state after some steps, where the first step only looks
 STATES: dict[str, dict] = {
+    "eepo": {"entropies": [0.5]},
     "effective_rank": {"means": [1.5, -0.5, 0.0]},
     "exgrpo": {"store": replayable(), "rates": {"2": 0.5, "3": 0.25}, "retired": [], "started": True},
     "repo": {"store": replayable()},
     "siren": {"anchor": 1.0},
     "spear": {"store": replayable(), "history": [0.5], "steps": 1},
 }
-ROUNDS = {"dars", "reinforce_ada", "seele"}  # a draw is sampled in rounds
+ROUNDS = {"dars", "eepo", "reinforce_ada", "seele"}  # a draw is sampled in rounds
 RESCUES = {"ampo", "ghpo"}  # nothing is left to do where another method put a right answer into a failed group
 OWN = {"critique_grpo", "luffy", "rl_plus"}  # act on rows that are the policy's own, and seele shows hints in all
 KINDS = EXPLORE.kinds
