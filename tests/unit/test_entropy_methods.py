@@ -20,7 +20,7 @@ from rlvr.explore.entropy_advantage import EntropyAdvantage
 from rlvr.explore.forking_tokens import ForkingTokens
 from rlvr.explore.kl_cov import KlCov
 from rlvr.explore.lp_reg import LpReg
-from rlvr.explore.siren import Siren, peak_tokens
+from rlvr.explore.siren import Siren, _share, peak_tokens
 from rlvr.objectives.loss import compose, token_losses
 from rlvr.objectives.loss import shaped as shaped_view
 from rlvr.objectives.reduce import row_scales, scaled_sum
@@ -159,6 +159,12 @@ def test_peak_tokens() -> None:
     assert not peak_tokens(values, trained & False, q=0.5).any()
 
 
+def test_a_peak_tokens_share_undoes_its_weight_and_the_scale() -> None:
+    peak, weight, x = np.array([True, False, True]), f32(2, 1, 0.5), f32(3, 9, 5)
+    share = _share(peak, weight, 0.1)
+    assert 0.1 * float((weight * share * x).sum()) == pytest.approx(4.0)  # the mean of 3 and 5
+
+
 def siren_at(anchor: float | None, **options: float) -> Any:
     method = build(Siren, **options)
     method.load_state_dict({"anchor": anchor})
@@ -196,7 +202,8 @@ def test_siren_anchors_in_the_first_step_and_rests_at_the_anchor() -> None:
     method = siren_at(None, p=1.0, q=0.0)
     said = method.knobs(update([{method.stream: e} for e in ENTROPY]))
     assert said.marks is None and said.metrics["active"] == 0 and said.metrics["h"] == pytest.approx(0.875)
-    method.observe([], {"siren/h": said.metrics["h"]})
+    assert method.observe([], {}) == {}
+    assert method.observe([], {"siren/h": said.metrics["h"]}) == {"anchor": said.metrics["h"]}
     assert method.state_dict() == {"anchor": said.metrics["h"]}
     method.observe([], {"siren/h": 9.0})
     assert method.state_dict() == {"anchor": said.metrics["h"]}
