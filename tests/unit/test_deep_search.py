@@ -190,11 +190,13 @@ async def test_new_nodes_are_visited_once_and_one_of_several_ends_counts() -> No
     search = bare()
     root = grown(search, None)
     rows = [replace(leaf([7, 8], 0.0), finish="stop"), replace(leaf([9, 9], 0.0), finish="length"), None]
-    rows.append(replace(leaf([7, 9], 0.0), finish="stop"))
+    sure = np.array([0, 0, 0, -0.01, -0.01], np.float32)
+    rows += [replace(leaf([7, i], 0.0), finish="stop", logprobs=sure) for i in range(9, 13)]
     assert await search._adopt(root, rows)
     assert [(n.end, n.visits) for n in root.children if not n.end] == [(False, 1)]
-    assert len(search.ends) == 1 and len(search.waiting) == 1 and root.visits == 1
-    assert _preference(search.ends[0]) <= _preference(search.waiting[0])
+    assert len(search.ends) == 1 and len(search.waiting) == 4 and root.visits == 1
+    ranks = [_preference(end) for end in (*search.ends, *search.waiting)]
+    assert ranks[0] == min(ranks) < max(ranks)
 
 
 def test_values_of_the_search_on_the_specifications_tree() -> None:
