@@ -190,11 +190,32 @@ async def test_new_nodes_are_visited_once_and_one_of_several_ends_counts() -> No
     search = bare()
     root = grown(search, None)
     rows = [replace(leaf([7, 8], 0.0), finish="stop"), replace(leaf([9, 9], 0.0), finish="length"), None]
-    rows.append(replace(leaf([7, 9], 0.0), finish="stop"))
+    sure = np.array([0, 0, 0, -0.01, -0.01], np.float32)
+    rows += [replace(leaf([7, i], 0.0), finish="stop", logprobs=sure) for i in range(9, 13)]
     assert await search._adopt(root, rows)
     assert [(n.end, n.visits) for n in root.children if not n.end] == [(False, 1)]
-    assert len(search.ends) == 1 and len(search.waiting) == 1 and root.visits == 1
-    assert _preference(search.ends[0]) <= _preference(search.waiting[0])
+    assert len(search.ends) == 1 and len(search.waiting) == 4 and root.visits == 1
+    assert [end.visits for end in (*search.ends, *search.waiting)] == [1, 0, 0, 0, 0]
+    ranks = [_preference(end) for end in (*search.ends, *search.waiting)]
+    assert ranks[0] == min(ranks) < max(ranks)
+
+
+async def test_ends_that_wait_fill_the_group_the_preferred_first() -> None:
+    search = bare()
+    search.config = Config(depth=4, expansions=1)
+    logs = [np.array([0, 0, 0, x], np.float32) for x in (-3.0, -1.0, -2.0)]
+    ends = await search.run([replace(leaf([5], 0.0), finish="stop", logprobs=x) for x in logs])
+    assert [float(end.twig.row.logprobs[3]) for end in ends] == [-1.0, -2.0]  # a group of 2
+
+
+def test_the_baseline_is_the_mean_of_the_last_scores() -> None:
+    rows = (leaf([1, 2, 3, 4], 1.0), leaf([1, 2, 5, 6], 1.0, (0, 5)), leaf([7, 8], 0.0), leaf([9], None))
+    counts = {"deep_search/forks": 1.0, "deep_search/chunk": 2.0}
+    group = Group(TASK, 0, rows, prompt_len=3, counts=counts)
+    (credited,) = DeepSearch(Config()).advantage([group.with_(rewards=group.scores)])
+    assert credited.advantages is not None
+    assert [float(a[-1]) for a in credited.advantages] == pytest.approx([2 / 3, 2 / 3, -4 / 3, 0], abs=1e-6)
+    assert float(credited.advantages[0][3]) == pytest.approx(np.tanh(4 / 3) - 1 / 3, abs=1e-6)
 
 
 def test_values_of_the_search_on_the_specifications_tree() -> None:
