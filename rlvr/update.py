@@ -62,7 +62,7 @@ async def replays(ctx: Context, policy: Policy, recipe: Recipe, addons: Sequence
         if groups := addon.replay(ctx):
             needs = _needs(recipe, addons) - {OLD_LOGP}
             streamed = await _measured(groups, policy, needs=needs, measures=set())
-            rows = collate(streamed.groups, mask_truncated=recipe.overlong.kind == "mask")
+            rows = collate(streamed.groups)
             found += [tuple(map(behaved, rows))] if any(row.weight.any() for row in rows) else []
     return found
 

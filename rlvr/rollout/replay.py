@@ -119,15 +119,16 @@ def unstorable(row: Trajectory) -> str | None:
     """Why a row cannot be replayed later, or None.
 
     Only what the policy sampled under the prompt that it is trained on, with a verdict and known behaviour log-probs:
-    "source" (a demonstration, a hint, a row that was replayed itself), "error", "untrained", "unknown behaviour".
+    "source" (a demonstration, a hint, a row that was replayed itself), "error", "truncated" (and left out of the loss
+    for it), "unknown behaviour".
     """
     if row.source != "policy" or row.generated_under is not None:
         return "source"
     if row.verdict is None or row.verdict.error is not None:
         return "error"
     trained = row.weight != 0
-    if not trained.any():  # sampled for a baseline alone, or left out as truncated
-        return "untrained"
+    if row.finish == "length" and not trained.any():  # `overlong: mask`; other samples without weight may be replayed
+        return "truncated"
     if not sampled_tokens(row)[trained].all():
         return "unknown behaviour"
     return None

@@ -233,16 +233,14 @@ class Tree:
     def laid_out(self, group: Group, rows: Rows, *, drop_zero: bool = False) -> Group:
         """What is trained on: each leaf's whole path, or each token once.
 
-        `path_dedup` leaves a shared token its weight in the first row without error (one that came to its end before
-        one that was cut, which `overlong: {kind: mask}` takes out of the loss); `edge` trains each node as a row of
-        its own besides, on everything before it. `drop_zero` takes nodes without advantage out.
+        `path_dedup` leaves a shared token its weight in the first row that is trained on; `edge` trains each node as
+        a row of its own besides, on everything before it. `drop_zero` takes nodes without advantage out.
         """
         if rows == "path":
             return group
         taken: set[int] = set()
-        trajectories = list(group.trajectories)
-        for i in sorted(range(len(group)), key=lambda i: group.trajectories[i].finish == "length"):
-            t, path, valid = group.trajectories[i], self.paths[i], group.valid[i]
+        trajectories = []
+        for i, (t, path, valid) in enumerate(zip(group.trajectories, self.paths, group.valid, strict=True)):
             weight = np.zeros_like(t.weight)
             for n in path:
                 a, b = self.nodes[n].start, self.nodes[n].end
@@ -254,7 +252,7 @@ class Tree:
                     weight[a:b] = t.weight[a:b]
             taken.update(path if valid and t.weight.any() else ())
             cuts = tuple(sorted({self.nodes[n].end for n in path})) if rows == "edge" else ()
-            trajectories[i] = replace(t, weight=weight, cuts=cuts)
+            trajectories.append(replace(t, weight=weight, cuts=cuts))
         advantages = group.advantages and tuple(
             np.where(t.weight != 0, a, 0).astype(np.float32)
             for a, t in zip(group.advantages, trajectories, strict=True)

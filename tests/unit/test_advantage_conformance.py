@@ -16,8 +16,9 @@ import torch
 
 from rlvr.methods import ADVANTAGE, method_class
 from rlvr.recipe import Recipe
-from tests.unit.conformance import GROUP, TASKS, Base, Outcome, learn, make
+from tests.unit.conformance import Base, Outcome, learn, make
 from tests.unit.test_check import told
+from tests.unit.toy import GROUP, TASKS
 
 # kind -> options that make it do all that it can on the toy's groups of 6
 EXAMPLES: dict[str, dict[str, Any]] = {

@@ -19,12 +19,13 @@ import torch
 from rlvr.explore.base import AddOn
 from rlvr.methods import ADVANTAGE, CORRECTION, EXPLORE, OBJECTIVE, Family, method_class
 from rlvr.types import Group, Verdict
-from tests.unit import conformance
-from tests.unit.conformance import Base, Outcome, Toy, learn
+from tests.unit import conformance, toy
+from tests.unit.conformance import Base, Outcome, learn
 from tests.unit.test_advantage_conformance import EXAMPLES as ESTIMATORS
 from tests.unit.test_explore_conformance import EXAMPLES as ADDONS
 from tests.unit.test_explore_conformance import later
 from tests.unit.test_surrogate_conformance import base_of as surrogate_base
+from tests.unit.toy import Toy
 
 ENTROPY = [
     "adaptive_entropy", "aer", "clip_cov", "critical_tokens", "effective_rank", "egsw", "entropy_advantage",
@@ -230,13 +231,13 @@ def test_a_log_prob_that_is_not_finite_is_one_token_less(
     victim = plain.groups[3].trajectories[0].tokens
     measure = Toy.measure
 
-    def broken(self: Toy, t: Any, names: Any = conformance.PLAIN_STREAMS) -> dict[str, Any]:
+    def broken(self: Toy, t: Any, names: Any = toy.PLAIN_STREAMS) -> dict[str, Any]:
         out = measure(self, t, names)
-        ours = self is conformance.REFERENCE if which == "reference" else self is not conformance.REFERENCE
+        ours = self is toy.REFERENCE if which == "reference" else self is not toy.REFERENCE
         if ours and np.array_equal(t.tokens, victim):
             for name, values in out.items():
-                if len(values) == len(victim) and self is not conformance.SAMPLER:
-                    out[name] = np.where(np.arange(len(values)) == conformance.PROMPT + 1, bad, values)
+                if len(values) == len(victim) and self is not toy.SAMPLER:
+                    out[name] = np.where(np.arange(len(values)) == toy.PROMPT + 1, bad, values)
         return out
 
     monkeypatch.setattr(Toy, "measure", broken)

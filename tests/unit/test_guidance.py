@@ -21,8 +21,9 @@ from rlvr.objectives.off_policy import multiple_importance, shaped_probability, 
 from rlvr.objectives.view import TokenView
 from rlvr.rollout.guidance import demonstrations, foreign
 from rlvr.types import Group, Origin, Sampling, Task
-from tests.unit.conformance import ADVANTAGE, ToyContext, make
+from tests.unit.conformance import ADVANTAGE, make
 from tests.unit.rows import make_group
+from tests.unit.toy import ToyContext
 
 
 @pytest.fixture(autouse=True)

@@ -29,8 +29,9 @@ from rlvr.parts import Loop
 from rlvr.rollout.replay import Entry, ReplayStore, age, replayed, unstorable, unusable, without
 from rlvr.types import F32, Group, Origin, Sampling, Task, Trajectory, Verdict
 from rlvr.update import Streamed, group_metrics
-from tests.unit.conformance import ToyContext, flat, saved
+from tests.unit.conformance import saved
 from tests.unit.test_loop import Recorder, make_loop, recipe
+from tests.unit.toy import ToyContext, flat
 
 PROMPT = np.arange(3, dtype=np.int32)
 TASKS = [Task(str(i), "?", "!") for i in range(6)]

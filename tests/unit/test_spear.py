@@ -26,9 +26,10 @@ from rlvr.recipe import Recipe
 from rlvr.surrogates.clip import Clip
 from rlvr.types import F32, Group, Metrics, Plan, Row, TokenBatch
 from rlvr.update import behaved
-from tests.unit.conformance import flat, make, saved
+from tests.unit.conformance import make, saved
 from tests.unit.test_loop import Recorder, ToyPolicy, make_loop, recipe
 from tests.unit.test_replay import TASKS, RunContext, group, row
+from tests.unit.toy import flat
 
 CTX = RunContext(tasks=TASKS)
 

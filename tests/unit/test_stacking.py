@@ -27,7 +27,6 @@ from rlvr.rollout.guidance import temperature_of
 from rlvr.rollout.replay import Entry, ReplayStore
 from rlvr.rollout.tree_method import KINDS
 from rlvr.types import Completion, Group, Origin, Request, Sampling, Task, Verdict
-from tests.unit.conformance import ToyContext, flat
 from tests.unit.rows import make_group
 from tests.unit.test_check import told
 from tests.unit.test_guidance import CONTEXT, failing, guided
@@ -35,6 +34,7 @@ from tests.unit.test_replay import TASKS, draw, group, row
 from tests.unit.test_retries import HINTS, Stages, critique
 from tests.unit.test_retries import ghpo as hinting
 from tests.unit.test_tree import rt1
+from tests.unit.toy import ToyContext, flat
 
 
 def from_elsewhere(scores: Sequence[float], others: int, *, score: float = 1.0, source: str = "exgrpo") -> Group:

@@ -19,7 +19,8 @@ from rlvr.methods import CORRECTION, OBJECTIVE, Family, method_class
 from rlvr.objectives.loss import token_losses
 from rlvr.objectives.view import TokenView
 from rlvr.recipe import KL
-from tests.unit.conformance import GROUP, TASKS, Base, Outcome, learn, make
+from tests.unit.conformance import Base, Outcome, learn, make
+from tests.unit.toy import GROUP, TASKS
 
 # kind -> options that make it differ from PPO's clip on the toy
 SURROGATES: dict[str, dict[str, Any]] = {

@@ -21,9 +21,10 @@ from rlvr.objectives.view import TokenView
 from rlvr.recipe import KL, Reduction
 from rlvr.surrogates.a_star_po import optimal_value
 from rlvr.types import Row, Task
-from tests.unit.conformance import ToyContext, make
+from tests.unit.conformance import make
 from tests.unit.test_objectives import MASK, NEW, ROLLOUT, A, f1, logs
 from tests.unit.test_objectives import close as check_close
+from tests.unit.toy import ToyContext
 
 OLD = [[0.5, 0.2, 0.8], [0.4, 0.1, 1.0]]
 

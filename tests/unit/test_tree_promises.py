@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rlvr.advantages.grpo import Config as GrpoConfig
 from rlvr.advantages.grpo import Grpo
 from rlvr.batching import collate
+from rlvr.credit import without_truncated
 from rlvr.errors import EngineError
 from rlvr.explore import deep_search, fr3e, latr, spo_tree, treerl
 from rlvr.explore.base import Draw, Sample
@@ -169,11 +170,11 @@ def test_a_shared_token_belongs_to_a_row_that_came_to_its_end() -> None:
     """The first row was cut: with `overlong: mask` it leaves the loss, and would take the shared prefix with it."""
     group = rt1()
     rows = group.trajectories
-    group = group.with_(trajectories=(replace(rows[0], finish="length"), *rows[1:]))
+    [group] = without_truncated([group.with_(trajectories=(replace(rows[0], finish="length"), *rows[1:]))])
     for layout in ("path_dedup", "edge"):
         (credited,) = treerl.TreeRL(treerl.Config(rows=layout)).advantage([group])
-        assert [t.weight.tolist() for t in credited.trajectories[:3:2]] == [[0, 0, 0, 0, 0, 1, 1], [0, 0, 0, *[1] * 5]]
-        trained = [int(tok) for r in collate([credited], mask_truncated=True) for tok in r.tokens[r.weight > 0]]
+        assert [t.weight.tolist() for t in credited.trajectories[:3:2]] == [[0] * 7, [0, 0, 0, *[1] * 5]]
+        trained = [int(tok) for r in collate([credited]) for tok in r.tokens[r.weight > 0]]
         assert sorted(trained) == [10, 11, 14, 15, 16, 20, 21, 22, 23, 24, 25, 26]
 
 
