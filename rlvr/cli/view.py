@@ -142,6 +142,8 @@ def _facts(response: Record) -> Iterator[str]:
     yield "weights " + " ".join(f"v{version}x{count}" for version, count in response["versions"])
     if response["source"] != "policy":
         yield f"from {response['source']}"
+    if "parent" in response:
+        yield f"branch of [{response['parent'][0]}]"
 
 
 def _span(advantage: float | Sequence[float] | None) -> str:
