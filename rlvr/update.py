@@ -22,10 +22,10 @@ from rlvr.types import F32, I32, Group, Metrics, Plan, Row, Streams, TokenBatch,
 OLD = "old_"  # a stream "old_x" is "x" of the policy at the start of the step
 OLD_LOGP = "old_logp"
 COUNTS = frozenset(
-    {"tokens", "skipped_updates", "zero_updates", "nonfinite_tokens", "active", "candidates"}
+    {"tokens", "sft_tokens", "skipped_updates", "zero_updates", "nonfinite_tokens", "active", "candidates"}
     | {"rewards_not_binary", "rows_without_value"}  # rows that a group objective left out
 )
-PER_UPDATE = frozenset({"loss", "grad_norm", "lr"})  # numbers of an update, not of its tokens
+PER_UPDATE = frozenset({"loss", "sft_loss", "grad_norm", "lr"})  # numbers of an update, not of its tokens
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,8 @@ def _facts(response: Record) -> Iterator[str]:
     yield "weights " + " ".join(f"{_version(version)}x{count}" for version, count in response["versions"])
     if response["source"] != "policy":
         yield f"from {response['source']}"
+    if "parent" in response:
+        yield f"branch of [{response['parent'][0]}]"
 
 
 def _version(version: int) -> str:

@@ -81,5 +81,7 @@ def test_a_star_po_compares_with_values_of_raw_scores_of_a_reference_that_stands
 def test_rows_that_an_update_left_out_are_counted_over_the_step() -> None:
     key = "objective/rewards_not_binary"
     assert merge([{key: 2.0}, {key: 1.0}]) == {key: 3.0}
+    key = "train/sft_tokens"
+    assert merge([{key: 3.0, "train/tokens": 9.0}, {key: 1.0, "train/tokens": 1.0}])[key] == 4.0
     key = "objective/rows_without_value"
     assert merge([{key: 0.0}, {key: 4.0}]) == {key: 4.0}

@@ -64,7 +64,14 @@ def test_everything_of_a_group_is_shown(run: RunDir) -> None:
     assert "[0]  right  score 1  read as 4  reward 0.5  advantage -0.125  3 tokens  weights v7x2 v8x1" in out
     assert "    first" in out and "[1]  wrong" in out
     assert "dropped: all wrong" in show(run, "--draw", "1")
+    assert "branch of" not in out
     assert "advantage -0.25..0.5" in show(run, "--draw", "2")
+
+
+def test_a_branch_says_of_which_row(run: RunDir) -> None:
+    run.rollouts.write_bytes(encode(record(1, 0, response("a", True), response("b", False, parent=[0, 5]))))
+    first, second = (line for line in show(run).splitlines() if line.startswith("["))
+    assert "branch of" not in first and second.endswith("  branch of [0]")
 
 
 def test_filters(run: RunDir) -> None:
