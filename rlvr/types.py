@@ -213,6 +213,11 @@ class Group:
         """[G] rows that the policy sampled: no demonstration, hinted or replayed answer, and no greedy one."""
         return np.array([t.source == "policy" for t in self.trajectories], dtype=bool)
 
+    @property
+    def judged(self) -> Bool:
+        """[G] rows of its own whose verdict is not an error: those that tell how hard the task is."""
+        return self.own & self.valid
+
     def with_(self, **changes: Any) -> Group:
         """A copy with some fields changed."""
         return replace(self, **changes)

@@ -21,7 +21,6 @@ from pydantic import NonNegativeInt, PositiveFloat
 
 from rlvr.explore.base import AddOnConfig
 from rlvr.objectives.off_policy import shaped_probability
-from rlvr.rollout.groups import own
 from rlvr.rollout.guidance import Demonstrated, Demonstrations, all_wrong, order_of
 from rlvr.types import Group, Trajectory
 
@@ -51,7 +50,7 @@ class AMPO(Demonstrated):
     def placed(self, group: Group, found: Demonstrations, seed: int) -> dict[int, Trajectory]:
         """Random demonstrations at random wrong places."""
         picked = order_of(group, len(found.rows), seed=seed, purpose=f"{self.name}/demos")[: self.config.demos]
-        wrong = np.flatnonzero(own(group))  # what others put in stays
+        wrong = np.flatnonzero(group.judged)  # what others put in stays
         order = order_of(group, len(wrong), seed=seed, purpose=f"{self.name}/places")
         return {int(wrong[place]): found.rows[pick] for place, pick in zip(order, picked, strict=False)}
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import PositiveInt
 
 from rlvr.explore.base import AddOn, AddOnConfig, Draw, Sample
-from rlvr.rollout.groups import joined, own
+from rlvr.rollout.groups import joined
 from rlvr.rollout.rounds import round_problems
 from rlvr.types import Group, Metrics
 
@@ -58,7 +58,7 @@ class DARS(AddOn):
 
         async def adaptive(draw: Draw) -> Group:
             group = await sample(draw)
-            config, mine = self.config, own(group)  # not what was replayed into it
+            config, mine = self.config, group.judged  # not what was replayed into it
             if not mine.any():
                 return group
             u = float(group.correct[mine].mean())
@@ -80,7 +80,7 @@ class DARS(AddOn):
 
 def _late(group: Group, extra: int) -> bool:
     """Whether the policy found a right answer among its last `extra` responses alone."""
-    right = group.correct[own(group)]
+    right = group.correct[group.judged]
     return bool(right[-extra:].any()) and not bool(right[:-extra].any())
 
 

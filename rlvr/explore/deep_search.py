@@ -27,7 +27,6 @@ import numpy as np
 from pydantic import NonNegativeFloat, PositiveInt
 
 from rlvr.explore.base import Draw, Sample
-from rlvr.rollout.groups import own
 from rlvr.rollout.replay import Entry, ReplayStore, counted, replayed, unusable
 from rlvr.rollout.tree import F64, Grower, Stem, Tree, Twig, linked
 from rlvr.rollout.tree_method import TreeConfig, TreeMethod
@@ -104,7 +103,7 @@ class DeepSearch(TreeMethod):
 
     def _remember(self, group: Group) -> None:
         """The policy's own right responses, where they are few; what was remembered is no news of the prompt."""
-        mine, task = own(group), group.task.key
+        mine, task = group.judged, group.task.key
         right = group.correct & mine
         share = float(right[mine].mean()) if mine.any() else 0.0
         if share > 0 or group.counts.get(f"{self.name}/refused_rows"):

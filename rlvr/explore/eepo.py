@@ -33,13 +33,12 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from rlvr.explore.base import AddOn, AddOnConfig, Draw, Sample, stream_mean
 from rlvr.rollout.groups import joined
-from rlvr.rollout.tree_method import KINDS
+from rlvr.rollout.rounds import round_problems
 from rlvr.types import Group, Metrics, Trajectory, is_aside
 
 if TYPE_CHECKING:
     from rlvr.recipe import Recipe
 
-AGAIN = KINDS | {"dars", "reinforce_ada", "remax"}  # sample a draw in a way of their own, or more than once
 OLD_LOGP = "old_logp"
 
 
@@ -72,12 +71,9 @@ class Eepo(AddOn):
     def problems(self, recipe: Recipe) -> Sequence[str]:
         """A group without halves; methods that sample a draw in another way, or again."""
         found = [] if recipe.group > 1 else ["'eepo' needs two halves of a group: group >= 2, got 1"]
-        others = [recipe.advantage.kind, *(spec.kind for spec in recipe.explore)]
-        if again := [kind for kind in others if kind in AGAIN]:
-            found.append(f"'eepo' samples a draw in two halves, {again[0]!r} in its own way: take one of them away")
-        if others.count(self.kind) > 1:
-            found.append("'eepo' stands in the recipe twice: a step has one meeting of its draws; take one away")
-        return found
+        if recipe.advantage.kind == "remax":
+            found.append("'remax' samples once more than the group, 'eepo' in two halves: name another estimator")
+        return [*found, *round_problems(self.kind, recipe)]
 
     def sampler(self, sample: Sample) -> Sample:
         """While the gate is open: half a group, the meeting of the step's draws, the other half."""

@@ -26,7 +26,6 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat
 
 from rlvr.explore.base import AddOn, AddOnConfig
-from rlvr.rollout.groups import own
 from rlvr.types import F32, Group, Metrics
 
 UNREADABLE = ""  # the answer key of every response without one
@@ -60,7 +59,7 @@ class OutcomeBonus(AddOn):
         flat = np.concatenate([np.zeros(0, np.float32), *paid])
         for group in groups:
             seen = self._counts.setdefault(group.task.key, Counter())
-            seen.update(answer for answer, mine in zip(answers(group), own(group), strict=True) if mine)
+            seen.update(answer for answer, mine in zip(answers(group), group.judged, strict=True) if mine)
         moved = flat[flat != 0]
         return {
             "active": float(len(moved)),

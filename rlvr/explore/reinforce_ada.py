@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from rlvr.explore.base import AddOn, AddOnConfig, Draw, Sample
-from rlvr.rollout.groups import joined, own
+from rlvr.rollout.groups import joined
 from rlvr.rollout.rounds import round_problems
 from rlvr.types import Bool, Group, Metrics
 
@@ -56,7 +56,7 @@ class ReinforceAda(AddOn):
             group = await sample(draw)
             first = len(group)
             for round_ in range(1, self.config.rounds):
-                mine = own(group)
+                mine = group.judged
                 if done(group.correct & mine, mine, n=self.config.n, mode=self.config.mode):
                     break
                 at = draw.first + round_ * draw.group
@@ -68,11 +68,11 @@ class ReinforceAda(AddOn):
     def observe(self, groups: Sequence[Group], metrics: Metrics) -> Metrics:
         """`active`: rows sampled in later rounds or not trained on; `extra`, `unused`: each; `balanced`: groups so."""
         extra, unused = (sum(g.counts.get(f"{self.name}/{key}", 0.0) for g in groups) for key in ("extra", "unused"))
-        balanced = sum(done(g.correct & own(g), own(g), n=self.config.n, mode="balanced") for g in groups)
+        balanced = sum(done(g.correct & g.judged, g.judged, n=self.config.n, mode="balanced") for g in groups)
         return {"active": extra + unused, "extra": extra, "unused": unused, "balanced": float(balanced)}
 
     def _chosen(self, group: Group, *, extra: int) -> Group:
-        mine = own(group)
+        mine = group.judged
         kept = chosen(group.correct & mine, mine, n=self.config.n)
         unused = mine & ~kept
         rows = (

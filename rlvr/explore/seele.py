@@ -38,7 +38,7 @@ from rlvr.errors import ConfigError, DataError
 from rlvr.explore.base import AddOn, AddOnConfig, Context, Draw, Sample
 from rlvr.rollout.groups import joined
 from rlvr.rollout.guidance import told
-from rlvr.rollout.tree_method import KINDS
+from rlvr.rollout.rounds import round_problems
 from rlvr.types import Group, Metrics, Origin, Task, Trajectory
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 TARGET = 0.5
 BOUNDS = ((1.0, 0.0, -1.5), (50.0, 0.9, 0.5))  # of (k, b, mu)
-ROUNDS = KINDS | {"dars", "reinforce_ada"}  # kinds that sample a draw in a way of their own
 Points = Sequence[tuple[float, float]]  # (hint rate, accuracy)
 
 
@@ -74,13 +73,11 @@ class SEELE(AddOn):
         if rounds and recipe.group % rounds:
             found.append(f"{self.kind!r}: group is {recipe.group}, which rounds = {rounds} do not divide; change one")
         kinds = [spec.kind for spec in recipe.explore]
-        if others := [kind for kind in kinds if kind in ROUNDS]:
-            found.append(f"{self.kind!r} samples a draw in rounds, {others[0]!r} in its own way: take one of them away")
         if self.kind in kinds and "exgrpo" in kinds[kinds.index(self.kind) :]:
             found.append(f"'exgrpo' gives a draw another task, whose hints {self.kind!r} shows: name it before")
         if recipe.advantage.kind == "remax":
             found.append(f"{self.kind!r} asks under several prompts, 'remax' has one baseline: name another estimator")
-        return found
+        return [*found, *round_problems(self.kind, recipe)]
 
     async def prepare(self, ctx: Context) -> None:
         """Raises ConfigError where no task has a hint, DataError for hints that are no beginnings of one another."""

@@ -10,7 +10,7 @@ import numpy as np
 from rlvr.engine.protocols import Sampler, Verifiers
 from rlvr.explore.base import Draw, Sample
 from rlvr.seeds import stable_seed
-from rlvr.types import F32, I32, Bool, Completion, Group, Origin, Request, Task, Trajectory, Verdict
+from rlvr.types import F32, I32, Completion, Group, Origin, Request, Task, Trajectory, Verdict
 
 
 class Encoder(Protocol):
@@ -98,14 +98,6 @@ def joined(group: Group, more: Group) -> Group:
     moved = (t if t.parent is None else replace(t, parent=(t.parent[0] + at, t.parent[1])) for t in more.trajectories)
     counts = {key: group.counts.get(key, 0.0) + more.counts.get(key, 0.0) for key in {**group.counts, **more.counts}}
     return group.with_(trajectories=(*group.trajectories, *moved), counts=counts)
-
-
-def own(group: Group) -> Bool:
-    """[G] rows that the policy sampled under the task's prompt in this draw, with a verdict that is not an error.
-
-    Demonstrations, hinted answers and replayed rows say nothing of how hard the task is.
-    """
-    return group.valid & np.array([t.source == "policy" for t in group.trajectories], dtype=bool)
 
 
 def informative(group: Group) -> bool:

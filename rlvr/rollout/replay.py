@@ -129,7 +129,8 @@ def unstorable(row: Trajectory) -> str | None:
     trained = row.weight != 0
     if row.finish == "length" and not trained.any():  # `overlong: mask`; other samples without weight may be replayed
         return "truncated"
-    if not sampled_tokens(row)[trained].all():
+    known = sampled_tokens(row)
+    if not known.any() or not known[trained].all():
         return "unknown behaviour"
     return None
 

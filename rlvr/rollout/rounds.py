@@ -10,7 +10,7 @@ from rlvr.rollout.tree_method import KINDS
 if TYPE_CHECKING:
     from rlvr.recipe import Recipe
 
-ROUNDS = frozenset({"dars", "reinforce_ada"})
+ROUNDS = frozenset({"dars", "eepo", "reinforce_ada", "seele"})
 
 
 def round_problems(kind: str, recipe: Recipe) -> Sequence[str]:

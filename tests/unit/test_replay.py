@@ -104,7 +104,9 @@ def test_what_cannot_be_replayed_is_refused_with_a_reason() -> None:
     assert unstorable(replace(good, source="luffy")) == "source"
     assert unstorable(replace(good, generated_under=PROMPT)) == "source"
     assert unstorable(replace(good, verdict=Verdict(0.0, False, error="timeout"))) == "error"
-    assert unstorable(replace(good, weight=np.zeros(5, np.float32))) == "untrained"
+    untrained = replace(good, weight=np.zeros(5, np.float32))
+    assert unstorable(untrained) is None  # a sample beyond those trained on
+    assert unstorable(replace(untrained, finish="length")) == "truncated"
     assert unstorable(replace(good, logprobs=np.full(5, np.nan, np.float32))) == "unknown behaviour"
     assert unstorable(replace(good, origin=np.full(5, Origin.DEMO, np.int8))) == "unknown behaviour"
     decode = ToyContext().decode

@@ -299,15 +299,9 @@ def test_recipes_that_cannot_work_are_refused(tmp_path: Path) -> None:
     asked: list[dict[str, Any]] = [{"kind": "seele", "rounds": 4}]
     assert told(tmp_path, group=8, explore=asked) == []
     assert any("rounds = 4 do not divide" in text for text in told(tmp_path, group=6, explore=asked))
-    for other in ("dars", "treerl", "reinforce_ada"):
-        assert any("take one of them away" in t for t in told(tmp_path, group=8, explore=[*asked, {"kind": other}]))
+    for other, says in (("dars", "same seeds"), ("treerl", "take one of them away"), ("eepo", "same seeds")):
+        assert any(says in t for t in told(tmp_path, group=8, explore=[*asked, {"kind": other}])), other
     replay: list[dict[str, Any]] = [{"kind": "exgrpo"}]
     assert told(tmp_path, group=8, explore=[*replay, *asked]) == []
     assert any("name it before" in t for t in told(tmp_path, group=8, explore=[*asked, *replay]))
     assert any("'remax'" in t for t in told(tmp_path, group=8, advantage={"kind": "remax"}, explore=asked))
-
-
-def test_the_kinds_that_sample_in_their_own_way_exist() -> None:
-    from rlvr.methods import EXPLORE
-
-    assert set(EXPLORE.kinds) > seele.ROUNDS
