@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +14,7 @@ from rlvr.explore.base import Draw
 from rlvr.explore.deep_search import Config, DeepSearch, Search, SearchNode, _preference, backed_up, token_scores
 from rlvr.rollout.tree import Grower, Ledger, Tree, Twig
 from rlvr.types import Group, Sampling, Verdict
+from tests.unit.conformance import saved
 from tests.unit.test_tree import TASK, Fake, check, flat, leaf, same, sampled
 
 
@@ -77,7 +77,7 @@ def test_solutions_of_hard_prompts_come_back() -> None:
     before = before.with_(trajectories=(*rows[:2], replace(rows[2], temperature=heat), rows[3]))
     assert method.observe([before], {})["cached"] == 1
     copy = DeepSearch(Config())
-    copy.load_state_dict(json.loads(json.dumps(method.state_dict())))
+    copy.load_state_dict(saved(method.state_dict()))
     assert copy.state_dict() == method.state_dict()
     group = sampled(copy, Fake())
     first, plain = group.trajectories[0], flat()

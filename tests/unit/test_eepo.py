@@ -359,7 +359,7 @@ def recipe(**changes: Any) -> Recipe:
         ({"group": 1}, "group >= 2"),
         ({"max_lag": 1}, "max_lag: 0"),
         ({"keep": "informative"}, "keep: all"),
-        ({"explore": [{"kind": "eepo"}, {"kind": "dars"}]}, "'dars'"),
+        ({"explore": [{"kind": "eepo"}, {"kind": "dars"}]}, "same seeds"),
         ({"explore": [{"kind": "treerl"}, {"kind": "eepo"}]}, "'treerl'"),
         ({"explore": [{"kind": "eepo"}, {"kind": "eepo"}]}, "twice"),
         ({"advantage": {"kind": "remax"}}, "'remax'"),

@@ -18,7 +18,6 @@ from rlvr.batching import collate, token_batch
 from rlvr.credit import assign_credit
 from rlvr.engine.deepspeed_loss import Losses, MicroBatch
 from rlvr.errors import ConfigError, DataError
-from rlvr.explore import seele
 from rlvr.explore.base import Draw
 from rlvr.explore.seele import SEELE, accuracy, by_lines, fitted, inverse, next_rate, sizes
 from rlvr.methods import build_objective
