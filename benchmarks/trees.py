@@ -174,6 +174,7 @@ async def measure(model: str, lengths: Sequence[int], prompts: Sequence[int], re
                 turns += [turn] if repeat else []  # the first is a warm-up
                 print(f"{tokens} x {number}: {turn.seconds}, CPU {turn.cpu}", flush=True)
             rows.append(row(number, turns))
+            print(rows[-1], flush=True)
         return rows
 
 
