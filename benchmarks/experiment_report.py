@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from benchmarks.experiment import Arm, Experiment
 
+PASS_RATE = "reward/pass_rate"  # of the policy's own rows: no demonstration, hinted answer or replayed row
 GRID = 40  # points of the mean curve of an arm
 LAST = 5  # steps whose mean is the entropy at the end
 BEGIN, END = "<!-- numbers: written by benchmarks/experiment.py -->", "<!-- end of the numbers -->"
@@ -200,7 +201,7 @@ def fits(experiment: Experiment, found: Sequence[Collected]) -> list[tuple[Run, 
 
 def _entropy_and_reward(run: Run) -> tuple[list[float], list[float]]:
     steps = [s for s in run.steps if s.get("train/entropy") is not None]
-    return [s["train/entropy"] for s in steps], [s["sampled/pass_rate"] for s in steps]
+    return [s["train/entropy"] for s in steps], [s[PASS_RATE] for s in steps]
 
 
 def page(
@@ -250,9 +251,9 @@ def draw(experiment: Experiment, found: Sequence[Collected], out: Path) -> None:
     axes = figure.subplots(1, 4 if made else 3)
     by_tokens = experiment.tokens is not None
     for color, one in zip(COLORS, found, strict=False):
-        _line(axes[0], one, "sampled/pass_rate", color=color, by_tokens=by_tokens)
+        _line(axes[0], one, PASS_RATE, color=color, by_tokens=by_tokens)
         _line(axes[1], one, "train/entropy", color=color, by_tokens=by_tokens)
-    axes[0].set_title("pass rate of the samples")
+    axes[0].set_title("pass rate of the policy's own samples")
     axes[1].set_title("entropy (nats a token)")
     _bars(axes[2], found, experiment.scores)
     for color, (run, fit) in zip(COLORS, made, strict=False):

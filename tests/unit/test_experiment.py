@@ -39,7 +39,7 @@ def write_run(
     folder = Path("runs") / name
     folder.mkdir(parents=True)
     rows = [
-        {"step": i, "sampled/tokens": float(tokens), "sampled/pass_rate": 0.1 * i, "train/entropy": 0.7 - 0.1 * i}
+        {"step": i, "sampled/tokens": float(tokens), "reward/pass_rate": 0.1 * i, "train/entropy": 0.7 - 0.1 * i}
         for i in range(1, steps + 1)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
