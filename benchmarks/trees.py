@@ -41,6 +41,7 @@ from rlvr.models import load_tokenizer
 from rlvr.recipe import Recipe, Scratch
 from rlvr.rollout.barrier import Barrier
 from rlvr.rollout.groups import flat_groups
+from rlvr.rollout.meter import Meter
 from rlvr.run import RunContext, compose
 from rlvr.run_data import RunData, read_data
 from rlvr.types import Group, Metrics
@@ -105,7 +106,7 @@ class Bench:
         tasks = data.stream.tasks
         return RunContext(
             recipe.seed,
-            self.pool,
+            Meter(self.pool),
             data.verifiers,
             data.prompter,
             tasks,

@@ -14,6 +14,7 @@ from rlvr.parts import Loop
 from rlvr.recipe import Recipe
 from rlvr.reference import move_reference
 from rlvr.rollout.groups import drop_reason
+from rlvr.rollout.meter import DECODED
 from rlvr.seeds import stable_seed
 from rlvr.types import Group, Metrics, Row, Sampling
 from rlvr.update import Streamed, group_metrics, make_update, merge, prefixed, replays, with_streams
@@ -72,7 +73,8 @@ async def explore(loop: Loop, draw: int) -> Group:
     group = await loop.sample(drawn)
     for addon in loop.addons:
         group = await addon.guide(group, loop.context.at(loop.step))
-    return replace(group, dropped=drop_reason(group, keep=recipe.keep))
+    counts = {**group.counts, DECODED: float(ctx.decoded(draw))}
+    return replace(group, dropped=drop_reason(group, keep=recipe.keep), counts=counts)
 
 
 def sampling_of(recipe: Recipe) -> Sampling:

@@ -17,10 +17,11 @@ from rlvr.evaluate.samples import fresh
 from rlvr.parts import Loop
 from rlvr.recipe import Recipe
 from rlvr.rollout.groups import Encoder
+from rlvr.rollout.meter import DECODED
 from rlvr.track.journal import read
 from rlvr.track.run_dir import RunDir
 from rlvr.track.tracker import Tracker
-from rlvr.types import Group, Metrics, Origin, Sampling, Task, step_of
+from rlvr.types import Group, Metrics, Sampling, Task
 
 
 @dataclass
@@ -166,26 +167,13 @@ def drop_metrics(groups: Sequence[Group]) -> Metrics:
         "groups/dropped": float(sum(g.dropped is not None for g in groups)),
         "sampled/pass_rate": float(correct[judged].mean()) if judged.any() else float("nan"),
         "sampled/errors": float((~valid).sum()),
-        "sampled/tokens": float(sum(decoded(g) for g in groups)),
+        "sampled/tokens": sum(g.counts.get(DECODED, 0.0) for g in groups),
     }
     for group in groups:
         if group.dropped is not None:
             key = f"groups/dropped_{group.dropped.replace(' ', '_')}"
             out[key] = out.get(key, 0.0) + 1.0
     return out
-
-
-def decoded(group: Group) -> int:
-    """Tokens that the policy generated for this group: not those of others, nor what a row shares with its sibling.
-
-    Nor those of replayed rows, whose weights are older than the ones that the group's own rows began with.
-    """
-    own = [step_of(t.version[t.origin == Origin.SAMPLED]) for t in group.trajectories if t.source == "policy"]
-    oldest = min((int(versions.min()) for versions in own if versions.size), default=0)
-    return sum(
-        int(((t.origin == Origin.SAMPLED) & (step_of(t.version) >= oldest))[t.parent[1] if t.parent else 0 :].sum())
-        for t in group.trajectories
-    )
 
 
 def speed_metrics(groups: Sequence[Group], metrics: Metrics) -> Metrics:

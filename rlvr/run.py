@@ -13,7 +13,7 @@ from pathlib import Path
 from rlvr import checkpoint, config
 from rlvr.buffer import Buffer
 from rlvr.engine.handshake import handshake, random_sequences
-from rlvr.engine.protocols import Sampler, Verifiers, WeightSync
+from rlvr.engine.protocols import Verifiers, WeightSync
 from rlvr.engines import Engines, start_engines
 from rlvr.explore.base import AddOn, Sample
 from rlvr.loop import sampling_of, train
@@ -26,6 +26,7 @@ from rlvr.reference import ReferenceSchedule
 from rlvr.resume import same_recipe, same_reference
 from rlvr.rollout.barrier import Act, Barrier
 from rlvr.rollout.groups import flat_groups
+from rlvr.rollout.meter import Meter
 from rlvr.rollout.unlearning import unlearning_batch
 from rlvr.run_data import RunData, eval_names, read_data
 from rlvr.seeds import stable_seed
@@ -54,7 +55,7 @@ class RunContext:
     """What group-time hooks may ask of the run (`rlvr.explore.base.Context`)."""
 
     seed: int
-    sampler: Sampler
+    sampler: Meter
     verifiers: Verifiers
     prompter: Prompter
     tasks: Sequence[Task]  # every training task
@@ -86,6 +87,10 @@ class RunContext:
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Sample on one replica."""
         return await self.sampler.generate(requests)
+
+    def decoded(self, draw: int) -> int:
+        """Tokens generated for a draw, since the last call."""
+        return self.sampler.taken(draw)
 
     async def verify(self, task: Task, responses: Sequence[str]) -> list[Verdict]:
         """Score responses."""
@@ -194,7 +199,7 @@ def build_loop(
     project: Path,
 ) -> tuple[Loop, RunObserver]:
     """The loop of a recipe on engines that run, and what watches it; before any step, with nothing restored."""
-    methods = build_methods(recipe, project=project)
+    methods, meter = build_methods(recipe, project=project), Meter(engines.pool)
     observer = RunObserver(
         recipe=recipe,
         folder=folder,
@@ -214,7 +219,7 @@ def build_loop(
         sync=engines.sync,
         context=RunContext(
             recipe.seed,
-            engines.pool,
+            meter,
             data.verifiers,
             data.prompter,
             data.stream.tasks,
@@ -223,7 +228,7 @@ def build_loop(
             barrier=Barrier(recipe.prompts),
             settled=observer.settled,
         ),
-        sample=compose(methods.hooks, flat_groups(engines.pool, data.verifiers, data.prompter, seed=recipe.seed)),
+        sample=compose(methods.hooks, flat_groups(meter, data.verifiers, data.prompter, seed=recipe.seed)),
         buffer=Buffer(
             slots=(recipe.max_lag + 1) * recipe.prompts,
             group_limit=recipe.limits.group,

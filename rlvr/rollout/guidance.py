@@ -149,6 +149,7 @@ async def resampled(group: Group, prompted: Sequence[Task], ctx: Context, *, nam
             sampling=replace(
                 ctx.sampling, temperature=temperature, seed=stable_seed(ctx.seed, name, group.draw, stage, i)
             ),
+            home=group.draw,
         )
         for i, prompt in enumerate(prompts)
     ]

@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,7 @@ from benchmarks import experiment as runner
 from benchmarks import experiment_report as report
 from benchmarks.experiment import STOPPED, Arm, Experiment, Start, State, finished, last_step, words
 from rlvr.errors import ConfigError
-from rlvr.observer import decoded
 from rlvr.recipe import SftRecipe
-from rlvr.types import Group, Origin, Task, Trajectory
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GRPO, OTHER = Arm(name="plain GRPO", recipe="quickstart"), Arm(name="Clip-Cov", recipe="explore/clip_cov_quickstart")
@@ -234,17 +231,3 @@ def test_the_experiments_are_valid(name: str) -> None:
             assert resolved.recipe.optimizer.schedule == "constant"  # else `steps` could not change
             problems = check.problems(resolved.recipe, project=REPOSITORY)
             assert [problem for problem in problems if problem.key != "model.path"] == []
-
-
-def test_tokens_are_counted_once_and_only_those_generated_for_the_group() -> None:
-    origin = np.array([Origin.PROMPT, Origin.SAMPLED, Origin.SAMPLED, Origin.DEMO, Origin.SAMPLED], dtype=np.int8)
-    zeros, version = np.zeros(5, dtype=np.float32), np.array([-1, 6, 6, -1, 7], dtype=np.int32)
-    row = Trajectory(
-        tokens=np.arange(5, dtype=np.int32), origin=origin, weight=zeros, logprobs=zeros, temperature=zeros + 1,
-        version=version,
-    )  # fmt: skip
-    branch = replace(row, parent=(0, 2))
-    replayed = replace(row, source="exgrpo", version=np.array([-1, 4, 4, -1, 5], dtype=np.int32))
-    assert decoded(Group(Task("a", "1+1=?", "2"), 0, (row,), prompt_len=1)) == 3
-    assert decoded(Group(Task("a", "1+1=?", "2"), 0, (row, branch, replayed), prompt_len=1)) == 3 + 2
-    assert decoded(Group(Task("a", "1+1=?", "2"), 0, (), prompt_len=1)) == 0

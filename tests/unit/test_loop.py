@@ -16,7 +16,7 @@ from rlvr.buffer import Buffer
 from rlvr.engine.protocols import Which
 from rlvr.explore.base import AddOn, AddOnConfig, Draw, Update, stream_mean
 from rlvr.explore.base import Knobs as AddOnKnobs
-from rlvr.loop import train
+from rlvr.loop import explore, train
 from rlvr.parts import Loop
 from rlvr.recipe import Recipe
 from rlvr.reference import ReferenceSchedule
@@ -50,6 +50,9 @@ class ToyContext:
 
     def at(self, step: int) -> ToyContext:
         return ToyContext(step)
+
+    def decoded(self, draw: int) -> int:
+        return 10 + draw
 
 
 @dataclass
@@ -152,6 +155,11 @@ async def test_asynchronous_lag_is_bounded_and_reached() -> None:
     await train(loop)
     lags = [m["lag/max"] for _, _, m in recorder.lines]
     assert max(lags) == 2
+
+
+async def test_a_group_says_what_it_cost() -> None:
+    loop, _, _ = make_loop(recipe())
+    assert (await explore(loop, 3)).counts["decoded"] == 13
 
 
 async def test_updates_are_split_by_groups_with_global_scales() -> None:

@@ -106,6 +106,9 @@ class ToyContext:
     def encode_response(self, text: str) -> np.ndarray:
         return np.array([*map(int, text.split()), VOCAB - 1], dtype=np.int32)
 
+    def decoded(self, draw: int) -> int:
+        return 0
+
     def decode(self, tokens: np.ndarray) -> str:
         return " ".join(map(str, tokens))
 
