@@ -78,11 +78,10 @@ class CritiqueGRPO(AddOn):
 
     async def guide(self, group: Group, ctx: Context) -> Group:
         """The group with one wrong row replaced, where a refinement is right."""
-        own = np.array([t.source == "policy" for t in group.trajectories])  # what others put in stays
-        wrong = np.flatnonzero(own & group.valid & ~group.correct)
+        wrong = np.flatnonzero(group.judged & ~group.correct)  # what others put in stays
         if not self.config.refine or not len(wrong):
             return group
-        asked = np.flatnonzero(own & group.valid).tolist()
+        asked = np.flatnonzero(group.judged).tolist()
         prompts = [self.refining(group.task, group.trajectories[i]) for i in asked]
         try:
             refined = await resampled(group, prompts, ctx, name=self.name, stage=0)

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from rlvr.errors import ConfigError, DataError, EngineError
@@ -69,7 +70,7 @@ class GHPO(AddOn):
         """The first retry with a right answer in place of a group without one."""
         if not self.config.ratios or not all_wrong(group):
             return group
-        mine = [i for i, t in enumerate(group.trajectories) if t.source == "policy"]  # what others put in stays
+        mine = np.flatnonzero(group.own).tolist()  # what others put in stays
         if not group.task.hints:
             return self._noted(group, without=1)
         for stage, ratio in enumerate(self.config.ratios):

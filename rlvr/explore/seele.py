@@ -115,7 +115,7 @@ class SEELE(AddOn):
         for size in sizes(draw.group, self.config.rounds):
             shown, task, refused = fitting(draw, wanted=math.floor(rate * steps + 0.5))
             part = await sample(replace(draw, task=task, group=size, first=draw.first + done))
-            own = part.valid & np.array([t.source == "policy" for t in part.trajectories])  # not what was replayed
+            own = part.judged  # not what was replayed
             parts.append(self._imitated(part))
             done += size
             said["rounds"] += 1

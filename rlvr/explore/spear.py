@@ -127,9 +127,8 @@ class Spear(AddOn):
 
     def _take(self, group: Group) -> None:
         assert group.rewards is not None and group.advantages is not None, "observed after credit"
-        own = group.valid & np.array([t.source == "policy" for t in group.trajectories])
-        if own.any():
-            self.history.append(float(group.rewards[own].mean(dtype=np.float64)))
+        if group.judged.any():
+            self.history.append(float(group.rewards[group.judged].mean(dtype=np.float64)))
         for row, reward, advantage in zip(group.trajectories, group.rewards, group.advantages, strict=True):
             trained = row.weight != 0
             if trained.any() and advantage[trained].mean(dtype=np.float64) > 0:

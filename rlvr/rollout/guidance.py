@@ -218,7 +218,7 @@ class Demonstrated(AddOn):
 
     def placed(self, group: Group, found: Demonstrations, seed: int) -> dict[int, Trajectory]:
         """Which demonstration takes which place: random ones, the last places of the policy's own rows but one."""
-        own = [i for i, t in enumerate(group.trajectories) if t.source == "policy"]
+        own = np.flatnonzero(group.own).tolist()
         order = order_of(group, len(found.rows), seed=seed, purpose=self.name)[: self.config.demos]
         return {place: found.rows[pick] for place, pick in zip(reversed(own[1:]), order, strict=False)}
 
