@@ -1,13 +1,13 @@
 """How many requests the samplers of a recipe have in flight, against plain GRPO that decodes as many tokens a step.
 
-    python benchmarks/busy.py --steps 8 [--recipes treerl ghpo]
+    python benchmarks/busy.py --steps 8 [--recipes treerl ghpo] [--max-lag 1]
 
 Each recipe of the quickstart's size runs for a few steps; then plain GRPO does with as many prompts and the group size
 at which its steps decode as many tokens (`time/decoded`; a size that ran already is not run again). One sampler and
 one trainer rank serve all runs, one after the other. The first two steps of a run are left out. `in flight` is
-`time/running`: the mean over the time in which the sampler has any request. `of generation` is the mean over all of
-`time/generate`, gaps between a method's waves in it. Needs the base model of `make quickstart`
-(`rlvr sft sft/arithmetic_base` builds it).
+`time/running`: the mean over the time in which the sampler has any request. `over all` is the mean over all of the
+time for sampling, gaps between a method's waves in it: `time/generate`, with a lag the whole step. Needs the base model
+of `make quickstart` (`rlvr sft sft/arithmetic_base` builds it).
 """
 
 from __future__ import annotations
@@ -75,25 +75,25 @@ def median(steps: Steps, key: str) -> float:
     return statistics.median(step[key] for step in steps)
 
 
-def of_generation(steps: Steps) -> float:
-    """Mean requests in flight from a step's start until its last group is there."""
-    return statistics.median(s["time/running"] * s["time/sampling"] / s["time/generate"] for s in steps)
+def over_all(steps: Steps, time: str) -> float:
+    """Mean requests in flight over the whole of a time."""
+    return statistics.median(s["time/running"] * s["time/sampling"] / s[time] for s in steps)
 
 
-def row(name: str, mine: Steps, plain: Steps, size: str) -> str:
+def row(name: str, mine: Steps, plain: Steps, size: str, *, time: str) -> str:
     """One line of the table."""
     tokens = [median(steps, "time/decoded") for steps in (mine, plain)]
     running = [median(steps, "time/running") for steps in (mine, plain)]
-    whole = [of_generation(steps) for steps in (mine, plain)]
+    whole = [over_all(steps, time) for steps in (mine, plain)]
     return (
         f"| `{name}` | {tokens[0]:.0f} | {size}: {tokens[1]:.0f} | {running[0]:.0f} | {running[1]:.0f} "
         f"| {running[0] / running[1]:.2f} | {whole[0] / whole[1]:.2f} |"
     )
 
 
-async def compare(names: Sequence[str], steps: int) -> list[str]:
+async def compare(names: Sequence[str], steps: int, lag: int) -> list[str]:
     """The rows of the table."""
-    first = loaded("quickstart", steps)
+    first = loaded("quickstart", steps, max_lag=lag)
     model = resolve_model(str(first.model.path), project=Path.cwd(), key="model.path")
     async with start_engines(
         first, model_path=model, max_len=LONGEST, run=RUN.name, resume="", project=Path.cwd()
@@ -102,13 +102,15 @@ async def compare(names: Sequence[str], steps: int) -> list[str]:
         response = median(plain[first.prompts, first.group], "time/decoded") / first.prompts / first.group
         rows = []
         for name in names:
-            recipe = loaded(f"explore/{name}_quickstart", steps)
+            recipe = loaded(f"explore/{name}_quickstart", steps, max_lag=lag)
             mine = await steps_of(recipe, engines)
             size = (recipe.prompts, round(median(mine, "time/decoded") / recipe.prompts / response))
             if size not in plain:
-                same = loaded("quickstart", steps, prompts=size[0], group=size[1])
+                same = loaded("quickstart", steps, max_lag=lag, prompts=size[0], group=size[1])
                 plain[size] = await steps_of(same, engines)
-            rows.append(row(name, mine, plain[size], f"{size[0]} x {size[1]}"))
+            rows.append(
+                row(name, mine, plain[size], f"{size[0]} x {size[1]}", time="time/step" if lag else "time/generate")
+            )
             print(rows[-1], flush=True)
         return rows
 
@@ -118,9 +120,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--max-lag", type=int, default=0)
     args = parser.parse_args()
-    rows = asyncio.run(compare(args.recipes, args.steps))
-    print("| recipe | tokens | plain: tokens | in flight | plain | ratio | of generation, ratio |")
+    rows = asyncio.run(compare(args.recipes, args.steps, args.max_lag))
+    print("| recipe | tokens | plain: tokens | in flight | plain | ratio | over all, ratio |")
     print("|---|---|---|---|---|---|---|")
     print("\n".join(rows))
 
